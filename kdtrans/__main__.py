@@ -1,0 +1,93 @@
+"""The command line: `kdtrans <stage> ...`. A command is a function's signature; a stage is imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable
+
+# command -> (module, one line of help); the function in the module is called `main`.
+COMMANDS = {
+    "synth": ("kdtrans.stages.synth", "make the embedded demo corpus"),
+    "download": ("kdtrans.stages.download", "fetch LibriSpeech"),
+    "prepare": ("kdtrans.stages.prepare", "read a corpus into splits, checking its audio"),
+    "tokenizer": ("kdtrans.stages.tokenizer", "train the sentencepiece model"),
+    "check": ("kdtrans.stages.check", "check text against the tokenizer and write the manifest shards"),
+    "lm": ("kdtrans.stages.lm", "estimate the token n-gram"),
+    "train-teacher": ("kdtrans.stages.train_teacher", "fine-tune the pre-trained encoder as a transducer"),
+    "gate": ("kdtrans.stages.gate", "stop if the teacher is too weak to teach"),
+    "dump": ("kdtrans.stages.dump", "write the teacher's one-best paths and distributions for one shard"),
+    "verify": ("kdtrans.stages.verify", "check target shards against their manifests"),
+    "train-student": ("kdtrans.stages.train_student", "train one student system"),
+    "decode": ("kdtrans.stages.decode", "decode one test set with one system"),
+    "tune-lm": ("kdtrans.stages.tune_lm", "choose the language-model weight on dev"),
+    "score": ("kdtrans.stages.score", "score hypotheses"),
+    "report": ("kdtrans.stages.report", "write the table of systems and the HTML report"),
+    "inspect": ("kdtrans.stages.inspect", "summarise a manifest, target shard, checkpoint or hypothesis file"),
+    "schema": ("kdtrans.stages.schema", "print the JSON schema of config.yaml"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; expected errors end in one line on stderr and exit status 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: kdtrans <stage> [--help] ...\n\n" + (__import__("kdtrans").__doc__ or "") + "\n\nstages:")
+        print("\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()))
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"kdtrans: no stage '{argv[0]}'; the stages are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(COMMANDS[argv[0]][0]).main
+    arguments = vars(build_parser(argv[0], command).parse_args(argv[1:]))
+    try:
+        return command(**arguments) or 0
+    except (ValueError, OSError) as error:
+        print(f"kdtrans {argv[0]}: error: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser(name: str, command: Callable[..., int | None]) -> argparse.ArgumentParser:
+    """An argument parser from a function: `Args:` of its docstring is the help, its annotations are the types.
+
+    A parameter without a default is required; `list[X]` takes one or more values; `bool` is a flag;
+    positional-only parameters (before `/`) are positional.
+    """
+    doc = inspect.getdoc(command) or ""
+    parser = argparse.ArgumentParser(
+        prog=f"kdtrans {name}",
+        description=re.split(r"\n\s*Args:", doc)[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    helps = dict(re.findall(r"^\s{4}(\w+): (.+)$", doc, flags=re.MULTILINE))
+    hints = typing.get_type_hints(command)
+    for parameter in inspect.signature(command).parameters.values():
+        hint, default = hints[parameter.name], parameter.default
+        required = default is inspect.Parameter.empty
+        options: dict[str, typing.Any] = {"help": helps.get(parameter.name, " ")}
+        if isinstance(hint, types.UnionType):  # X | None
+            hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        if typing.get_origin(hint) is list:
+            options |= {"type": typing.get_args(hint)[0], "nargs": "+"}
+        elif hint is bool:
+            options |= {"action": "store_true"}
+        else:
+            options |= {"type": hint}
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            parser.add_argument(parameter.name, **options)
+        else:
+            flag = f"--{parameter.name.replace('_', '-')}"
+            if not required and hint is not bool:
+                options["default"] = default
+            parser.add_argument(flag, required=required, **options)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Every file that passes between stages: where it lies, what is in it, and the checks a reader makes.
+
+    data/{split}/cuts.NNNNN.jsonl.gz        manifest      lhotse MonoCuts, one supervision each; text null = unlabelled
+    data/summary.json                       hours in, kept and dropped, by split and reason
+    tokenizer/tokenizer.model               sentencepiece; id 0 is blank, id 1 unknown
+    lm/lm.arpa                              n-gram over token pieces
+    teacher/model.pt                        checkpoint    see MODEL_KEYS
+    targets/{teacher}/{split}/part-NNNNN.parquet          one best paths and distributions; see TARGETS
+    systems/{system}/model.pt               checkpoint    see MODEL_KEYS
+    decode/{system}/{search}/{testset}.parquet            hypotheses; see HYPOTHESES
+    decode/{system}/{search}/{testset}.score.parquet      per-utterance counts; see SCORES
+    decode/{system}/{search}/{testset}.score.json         summary; see ScoreSummary
+
+No torch here: scoring, reporting and the workflow import this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BLANK = 0
+UNKNOWN = 1
+FRAME_SHIFT_MS = 40
+SAMPLE_RATE = 16000
+TOPOLOGY = "regular"  # a label stays on its frame, a blank moves to the next: T + U nodes
+TARGETS_VERSION = 1
+
+
+class ContractError(ValueError):
+    """A file that does not keep its contract, or belongs to another teacher or tokenizer; names the file and both values."""
+
+
+TARGETS = pa.schema(
+    [
+        ("utt_id", pa.string()),
+        ("rank", pa.uint8()),  # 0 = best
+        ("origin", pa.string()),  # viterbi | greedy | beam | beam_lm
+        ("num_frames", pa.uint16()),  # teacher frames of 40 ms, T
+        ("path", pa.list_(pa.uint16())),  # tokens with blanks: the whole path, N = T + U nodes
+        ("topk_ids", pa.list_(pa.uint16())),  # node-major, k a node
+        ("topk_logp", pa.list_(pa.float16())),  # normalised over the full vocabulary
+        ("path_logp", pa.float32()),  # log-probability of this path, nats
+        ("total_logp", pa.float32()),  # full sum over the paths that spell the same labels, nats
+        ("text", pa.string()),
+        ("confidence", pa.float32()),  # posterior of the path among those of its labels: exp(path_logp - total_logp)
+        ("frames_per_label", pa.float32()),
+        ("repetition", pa.float32()),  # share of labels that repeat the label before them
+    ]
+)
+
+HYPOTHESES = pa.schema(
+    [
+        ("utt_id", pa.string()),
+        ("rank", pa.uint8()),
+        ("text", pa.string()),
+        ("tokens", pa.list_(pa.uint16())),
+        ("token_frames", pa.list_(pa.uint16())),  # frame of 40 ms on which each token was emitted
+        ("token_logp", pa.list_(pa.float32())),  # acoustic log-probability of each token, nats
+        ("score", pa.float32()),  # am_score + lm_weight * lm_score
+        ("am_score", pa.float32()),
+        ("lm_score", pa.float32()),
+        ("num_frames", pa.uint16()),
+        ("seconds", pa.float32()),  # duration of the audio
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("utt_id", pa.string()),
+        ("speaker", pa.string()),
+        ("reference", pa.string()),
+        ("hypothesis", pa.string()),
+        ("words", pa.int32()),
+        ("sub", pa.int32()),
+        ("del", pa.int32()),
+        ("ins", pa.int32()),
+        ("seconds", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """One system, one search, one test set. Rates in %, durations in seconds."""
+
+    system: str
+    search: str
+    testset: str
+    wer: float
+    wer_low: float  # 95 % bootstrap interval over utterances
+    wer_high: float
+    cer: float
+    sub: int
+    dele: int
+    ins: int
+    words: int
+    utterances: int
+    audio_seconds: float
+    decode_seconds: float
+    parameters: int
+    lm_weight: float
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ScoreSummary:
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TargetsFooter:
+    """Provenance of a target shard, kept in the Parquet footer; a reader compares it with what it trains on."""
+
+    teacher_sha256: str  # fingerprint of the teacher's weights
+    tokenizer_sha256: str
+    vocab_size: int
+    top_k: int
+    frame_offset: int
+    manifest_sha256: str  # the manifest shard these targets belong to
+    lm_sha256: str | None = None
+    lm_weight: float = 0.0
+    code_revision: str = ""
+    created: str = ""
+    schema_version: int = TARGETS_VERSION
+    blank: int = BLANK
+    topology: str = TOPOLOGY
+    frame_shift_ms: int = FRAME_SHIFT_MS
+
+
+MODEL_KEYS = ("kind", "config", "vocab_size", "tokenizer_sha256", "fingerprint", "step", "dev_wer", "state_dict")
+
+
+def write_table(table: pa.Table, path: Path | str, metadata: dict[str, str] | None = None, **options: Any) -> None:
+    """Write a whole Parquet file (zstd) whose footer carries `metadata` under `kdtrans.` keys."""
+    from kdtrans.artifacts import write_whole
+
+    footer = {f"kdtrans.{key}": value for key, value in (metadata or {}).items()}
+    table = table.replace_schema_metadata(footer)
+    with write_whole(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", **options)
+
+
+def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet file and check its columns.
+
+    Raises:
+        ContractError: naming the file, when it is not whole Parquet or its columns differ from the schema.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ContractError(f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it") from None
+    if not table.schema.equals(schema, check_metadata=False):
+        raise ContractError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(schema)}")
+    return table
+
+
+def read_footer(path: Path | str) -> dict[str, str]:
+    """The `kdtrans.` entries of a Parquet footer, without the prefix.
+
+    Raises:
+        ContractError: when the file is not whole Parquet or no kdtrans stage wrote it.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise ContractError(f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it") from None
+    footer = {key.decode()[8:]: value.decode() for key, value in metadata.items() if key.startswith(b"kdtrans.")}
+    if not footer:
+        raise ContractError(f"{path}: the footer has no kdtrans entries; it was not written by this workflow")
+    return footer
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}:{field.type}" for field in schema)

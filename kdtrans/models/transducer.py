@@ -1,0 +1,77 @@
+"""The transducer: encoder h, predictor g and joiner z(t, u) = Joint(h_t, g_u); teacher and student are both this class.
+
+Shapes: B utterances, S samples, F feature frames, T encoder frames (40 ms), U labels, E encoder width, P predictor
+width, J joiner width, V vocabulary with blank = 0, N path nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdtrans.models.predictor import Predictor
+
+
+class Encoder(Protocol):
+    """What a transducer asks of an encoder; pre-trained ones and the Conformer keep to it."""
+
+    dim: int
+
+    def extract(self, waveform_S: Tensor) -> Tensor:
+        """Fixed features of one utterance at 16 kHz: (S,) -> (F, C), or (S, 1) where the encoder eats samples.
+
+        Without trainable parameters, hence constant between epochs and cacheable; one utterance at a time, hence blind
+        to padding.
+        """
+        ...
+
+    def __call__(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Zero-padded features and their lengths -> (B, T, E) at 40 ms and lengths; padding does not change a result."""
+        ...
+
+
+class Joiner(nn.Module):
+    """z(t, u) = W tanh(A h_t + B g_u)."""
+
+    def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.encoder_projection = nn.Linear(encoder_dim, joiner_dim)
+        self.predictor_projection = nn.Linear(predictor_dim, joiner_dim, bias=False)
+        self.output = nn.Linear(joiner_dim, vocab_size)
+
+    def forward(self, enc_J: Tensor, pred_J: Tensor) -> Tensor:
+        """Logits (..., V) from projected encoder and predictor outputs (..., J) that broadcast together."""
+        return self.output(torch.tanh(enc_J + pred_J))
+
+
+class Transducer(nn.Module):
+    """Encoder, predictor, joiner, and a CTC head used in training only."""
+
+    def __init__(self, encoder: nn.Module, predictor: Predictor, joiner_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.encoder, self.predictor, self.vocab_size = encoder, predictor, vocab_size
+        self.joiner = Joiner(int(encoder.dim), predictor.dim, joiner_dim, vocab_size)
+        self.ctc = nn.Linear(int(encoder.dim), vocab_size)
+
+    def encode(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and lengths -> encoder output (B, T, E) and lengths (B,) in frames of 40 ms."""
+        return self.encoder(features_BFC, lengths_B)
+
+    def project_encoder(self, enc_BTE: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, J), once an utterance: searches and losses join what is projected."""
+        return self.joiner.encoder_projection(enc_BTE)
+
+    def project_predictor(self, pred_BUP: Tensor) -> Tensor:
+        """(..., P) -> (..., J)."""
+        return self.joiner.predictor_projection(pred_BUP)
+
+    def grid(self, enc_BTJ: Tensor, pred_BUJ: Tensor) -> Tensor:
+        """Logits (B, T, U + 1, V) at every node of the grid."""
+        return self.joiner(enc_BTJ[:, :, None], pred_BUJ[:, None])
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that decoding uses: all but the CTC head."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("ctc."))
