@@ -46,8 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     command = importlib.import_module(COMMANDS[argv[0]][0]).main
     arguments = vars(build_parser(argv[0], command).parse_args(argv[1:]))
+    parameters = inspect.signature(command).parameters.values()
+    positional = [arguments.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
     try:
-        return command(**arguments) or 0
+        return command(*positional, **arguments) or 0
     except (ValueError, OSError) as error:
         print(f"kdtrans {argv[0]}: error: {error}", file=sys.stderr)
         return 1

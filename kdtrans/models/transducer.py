@@ -49,6 +49,8 @@ class Joiner(nn.Module):
 class Transducer(nn.Module):
     """Encoder, predictor, joiner, and a CTC head used in training only."""
 
+    fingerprint: str = ""  # identity of the weights, set when they are read from a file
+
     def __init__(self, encoder: nn.Module, predictor: Predictor, joiner_dim: int, vocab_size: int) -> None:
         super().__init__()
         self.encoder, self.predictor, self.vocab_size = encoder, predictor, vocab_size

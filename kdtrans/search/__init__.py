@@ -1,0 +1,1 @@
+"""Decoding: from encoder output to hypotheses."""

@@ -1,0 +1,59 @@
+# make demo   the whole workflow on the embedded corpus
+# make test   lint, types, tests
+# Both make .venv first. VENV=/elsewhere puts it elsewhere; PYTHON=python3.12 makes it of another Python.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock clean
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+setup: $(READY)
+
+$(READY): requirements/lock.txt pyproject.toml
+	@echo "setting up $(VENV): about 5 GB, most of it torch"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) install -q -r requirements/lock.txt
+	$(BIN)/python $(PIP) install -q --no-deps -e .
+	touch $@
+
+demo:
+	@$(MAKE) --no-print-directory setup
+	ready=$$SECONDS
+	$(BIN)/snakemake
+	echo
+	cat results/report/table.txt
+	echo
+	echo "report: $(CURDIR)/results/report/index.html"
+	echo "set-up $${ready} s, run $$((SECONDS - ready)) s"
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+	$(BIN)/snakefmt --check --line-length 120 Snakefile workflow
+
+# The newest versions that pyproject.toml allows, in an environment of their own.
+lock:
+	scratch=$$(mktemp -d)
+	trap 'rm -rf "$$scratch"' EXIT
+	$(PYTHON) -m venv $$scratch
+	$$scratch/bin/python $(PIP) install -q '.[demo,slurm,test,docs]'
+	$$scratch/bin/python $(PIP) freeze --exclude kdtrans > $$scratch/lock.txt
+	mv $$scratch/lock.txt requirements/lock.txt
+
+# What the demo and the tests made; the environment stays.
+clean:
+	rm -rf results .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build

@@ -1,0 +1,47 @@
+"""Distil a large pre-trained transducer teacher into a small Conformer student, from audio to a report of WERs.
+
+Rules say when and where, `kdtrans` says how. Each phase is a target: snakemake data | teacher | targets | students |
+decode | report; and so is each system of the configuration: snakemake baseline.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/lm.smk"
+include: "workflow/rules/teacher.smk"
+include: "workflow/rules/targets.smk"
+include: "workflow/rules/student.smk"
+include: "workflow/rules/decode.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    data,
+    teacher,
+    targets,
+    students,
+    decode,
+    download,
+    gate,
+    verify,
+    score,
+    report,
+
+
+rule all:  # every phase by name: Snakemake does not remake a missing file whose successors exist unless it is asked for
+    default_target: True
+    input:
+        rules.data.input,
+        rules.teacher.input,
+        rules.targets.input,
+        rules.students.input,
+        rules.decode.input,
+        rules.report.output,

@@ -1,0 +1,81 @@
+"""Manifests: gzipped JSON lines of lhotse MonoCuts, each with exactly one supervision.
+
+An unlabelled cut's supervision has text None; `speaker` is always set; ids are unique over the files read together.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from lhotse import MonoCut
+from lhotse.serialization import deserialize_item
+
+from kdtrans.artifacts import write_whole
+from kdtrans.contracts import ContractError
+
+
+def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
+    """Read manifest files, in the order given.
+
+    Raises:
+        ContractError: naming the file that is missing, cut short, not a manifest of MonoCuts with one supervision each,
+            or that repeats an id.
+    """
+    cuts: list[MonoCut] = []
+    seen: dict[str, Path] = {}
+    for path in paths:
+        for number, line in enumerate(_lines(Path(path)), 1):
+            cut = _parse(line, f"{path}:{number}")
+            if cut.id in seen:
+                raise ContractError(f"{path}:{number}: id '{cut.id}' is already in {seen[cut.id]}: ids must be unique")
+            seen[cut.id] = path
+            cuts.append(cut)
+    return cuts
+
+
+def write_cuts(cuts: Iterable[MonoCut], path: Path) -> None:
+    """Write a whole manifest file; the same cuts always give the same bytes."""
+    with (
+        write_whole(path) as temporary,
+        open(temporary, "wb") as raw,
+        # No name and no time in the gzip header: the bytes depend on the cuts alone.
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file,
+    ):
+        for cut in cuts:
+            file.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
+
+
+def text_of(cut: MonoCut) -> str | None:
+    """The cut's transcript; None when it is unlabelled."""
+    return cut.supervisions[0].text
+
+
+def speaker_of(cut: MonoCut) -> str:
+    """The cut's speaker."""
+    return cut.supervisions[0].speaker
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return list(file)
+    except FileNotFoundError:
+        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ContractError(
+            f"{path} is not a whole manifest ({error}): delete it and rerun the stage that makes it"
+        ) from None
+
+
+def _parse(line: str, where: str) -> MonoCut:
+    try:
+        cut = deserialize_item(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ContractError(f"{where}: not a lhotse cut ({error})") from None
+    if not isinstance(cut, MonoCut) or len(cut.supervisions) != 1:
+        raise ContractError(f"{where}: expected a MonoCut with one supervision")
+    return cut

@@ -1,0 +1,38 @@
+"""Models from their configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdtrans.config import StudentConfig, TeacherConfig
+from kdtrans.models.conformer import ConformerEncoder
+from kdtrans.models.predictor import build_predictor
+from kdtrans.models.pretrained import build_teacher_encoder
+from kdtrans.models.transducer import Transducer
+
+
+def build_student(config: StudentConfig, vocab_size: int) -> Transducer:
+    """A freshly initialised Conformer transducer."""
+    encoder = ConformerEncoder(config.encoder, config.masking)
+    return Transducer(encoder, build_predictor(vocab_size, config.predictor), config.joiner_dim, vocab_size)
+
+
+def build_teacher(config: TeacherConfig, vocab_size: int) -> Transducer:
+    """A pre-trained encoder with a freshly initialised predictor and joiner."""
+    encoder = build_teacher_encoder(config)
+    return Transducer(encoder, build_predictor(vocab_size, config.predictor), config.joiner_dim, vocab_size)
+
+
+def teacher_groups(model: Transducer, config: TeacherConfig) -> list[dict[str, Any]]:
+    """Optimiser groups of a teacher: a slow encoder that thaws late, its feature extractor perhaps never, a fast rest."""
+    extractor = {id(p) for p in model.encoder.extractor_parameters()} if config.freeze_extractor else set()
+    pretrained = [p for p in model.encoder.pretrained_parameters() if id(p) not in extractor]
+    known = extractor | {id(p) for p in pretrained}
+    for parameter in model.encoder.extractor_parameters():
+        parameter.requires_grad_(not config.freeze_extractor)
+    rest = [p for p in model.parameters() if id(p) not in known]
+    thaw = config.freeze_updates if config.encoder != "random" else 0
+    return [
+        {"params": rest},
+        {"params": pretrained, "lr_scale": config.training.encoder_lr_scale, "freeze_updates": thaw},
+    ]

@@ -1,0 +1,117 @@
+"""From the name in `teacher.encoder` to an encoder with its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdtrans.config import TeacherConfig
+from kdtrans.models.pretrained.common import PretrainedEncoder
+from kdtrans.models.pretrained.wav2vec2 import Wav2Vec2Encoder, random_network
+from kdtrans.models.pretrained.whisper import WhisperEncoder
+
+REPOSITORY = Path(__file__).parents[3]
+BUNDLE_PREFIX = "torchaudio:"
+WAVEFORM_FAMILIES = ("wav2vec2", "hubert", "wavlm")
+
+
+def build_teacher_encoder(config: TeacherConfig) -> PretrainedEncoder:
+    """The encoder that `config.encoder` names, with its weights, in fp32.
+
+    Args:
+        config: the teacher; `encoder` is a folder or hub name for transformers, `torchaudio:BUNDLE`, or `random`.
+
+    Raises:
+        ValueError: the name is neither a folder nor on the hub, its family is not known, or weights are missing.
+    """
+    name = config.encoder
+    if name == "random":
+        return Wav2Vec2Encoder(random_network(config.random), True, config.pooling, config.masking)
+    if name.startswith(BUNDLE_PREFIX):
+        from kdtrans.models.pretrained.bundle import build_bundle_encoder
+
+        return build_bundle_encoder(name.removeprefix(BUNDLE_PREFIX), config)
+    return _from_transformers(name, config)
+
+
+def _from_transformers(name: str, config: TeacherConfig) -> PretrainedEncoder:
+    import transformers
+
+    source = _folder_or_hub_name(name)
+    try:
+        network_config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_loadable(name, source, error)) from None
+
+    family = network_config.model_type
+    if family == "whisper":
+        alone = network_config.architectures == ["WhisperEncoder"]
+        whisper = transformers.models.whisper.modeling_whisper
+        loaded = _load(whisper.WhisperEncoder if alone else whisper.WhisperModel, source, network_config)
+        network = loaded if alone else loaded.encoder
+        _checkpoint_gradients(network, config)
+        return WhisperEncoder(network, config.pooling, config.masking)
+    if family in WAVEFORM_FAMILIES:
+        # We mask ourselves; skipped layers would make a training step depend on more than its masks. With probability
+        # zero transformers leaves out its mask embedding, a parameter that would never get a gradient.
+        network_config.mask_time_prob = network_config.mask_feature_prob = network_config.layerdrop = 0.0
+        network = _load(transformers.AutoModel, source, network_config)
+        _checkpoint_gradients(network, config)
+        return Wav2Vec2Encoder(network, _normalises(source, network_config), config.pooling, config.masking)
+    raise ValueError(
+        f"teacher.encoder: '{name}' is a '{family}' model; known are whisper, {', '.join(WAVEFORM_FAMILIES)}"
+    )
+
+
+def _folder_or_hub_name(name: str) -> str:
+    """The folder relative to the working directory or else to the repository; the name itself if there is none."""
+    for folder in (Path(name), REPOSITORY / name):
+        if folder.is_dir():
+            return str(folder)
+    return name
+
+
+def _not_loadable(name: str, source: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    if Path(source).is_dir():
+        return f"teacher.encoder: the folder '{source}' holds no model that transformers can read ({reason})"
+    return (
+        f"teacher.encoder: '{name}' is no folder (tried from {Path.cwd()} and from {REPOSITORY}), and as a hub name it "
+        f"could not be loaded ({reason}). Where there is a network, run `hf download {name} --local-dir FOLDER`, "
+        "then set teacher.encoder: FOLDER"
+    )
+
+
+def _load(model_class: Any, source: str, network_config: Any) -> Any:
+    """The model in fp32, whatever precision its file has; refuses a file that lacks weights (they would be random)."""
+    try:
+        network, report = model_class.from_pretrained(
+            source, config=network_config, dtype=torch.float32, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(f"teacher.encoder: {source}: {str(error).strip().splitlines()[0]}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"teacher.encoder: {source} lacks {len(missing)} weights of {type(network).__name__}, such as "
+            f"'{missing[0]}': the files are incomplete or of another model; fetch them again"
+        )
+    return network
+
+
+def _checkpoint_gradients(network: Any, config: TeacherConfig) -> None:
+    if config.gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _normalises(source: str, network_config: Any) -> bool:
+    """Whether the model was trained on waveforms of zero mean and unit variance; its preprocessor knows."""
+    import transformers
+
+    try:
+        preprocessor, _ = transformers.FeatureExtractionMixin.get_feature_extractor_dict(source)
+    except OSError:
+        return network_config.feat_extract_norm == "layer"
+    return bool(preprocessor.get("do_normalize", network_config.feat_extract_norm == "layer"))

@@ -1,0 +1,174 @@
+"""What a file of the workflow holds, for reading: facts and a few rows, as `kdtrans inspect` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kdtrans.artifacts import read_json
+from kdtrans.contracts import BLANK, HYPOTHESES, SCORES, TARGETS, ContractError, read_footer, read_table
+from kdtrans.report.results import errors_of
+from kdtrans.scoring.references import read_references
+
+FIRST_ROWS = 5
+
+
+@dataclass
+class Description:
+    """Facts of one file and a table of its first rows."""
+
+    kind: str
+    line: str  # the file in one line
+    facts: dict[str, str]
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    table: str = ""  # what the rows are
+
+
+def describe_manifest(path: Path) -> Description:
+    """Utterances, hours, speakers and durations of a manifest."""
+    references = read_references([path])
+    seconds = np.array([reference.seconds for reference in references.values()])
+    labelled = sum(reference.text is not None for reference in references.values())
+    hours = f"{seconds.sum() / 3600:.3f}"
+    facts = {
+        "utterances": f"{len(references):,} ({labelled:,} labelled, {len(references) - labelled:,} unlabelled)",
+        "hours": hours,
+        "speakers": f"{len({reference.speaker for reference in references.values()}):,}",
+        "duration, s": quantiles(seconds),
+    }
+    rows = [
+        [utt_id, ref.speaker, f"{ref.seconds:.2f}", "(unlabelled)" if ref.text is None else ref.text]
+        for utt_id, ref in list(references.items())[:FIRST_ROWS]
+    ]
+    line = f"{len(references):,} utterances, {hours} hours, {labelled:,} labelled"
+    return Description("manifest", line, facts, ["utt_id", "speaker", "seconds", "text"], rows, "first utterances")
+
+
+def describe_targets(path: Path, pieces: Sequence[str] | None = None) -> Description:
+    """Provenance, size and quality of a target shard, and its first paths.
+
+    Args:
+        path: the shard.
+        pieces: the piece of each token id, to show paths as text; ids without it.
+    """
+    footer, table = read_footer(path), read_table(path, TARGETS)
+    try:
+        top_k, shift_ms = int(footer["top_k"]), int(footer.get("frame_shift_ms", "40"))
+    except (KeyError, ValueError) as error:
+        raise ContractError(f"{path}: the footer's top_k or frame_shift_ms is missing or no number ({error})") from None
+    best = table.filter(pc.equal(table["rank"], 0))
+    hours = best["num_frames"].to_numpy().sum(dtype=np.int64) * shift_ms / 3.6e6
+    size, nodes = path.stat().st_size / 1e6, len(table["path"].combine_chunks().flatten())
+    per_hour = f", {size / hours:.1f} MB for an hour of audio" if hours else ""
+    facts = {
+        "utterances": f"{len(best):,} ({len(table):,} paths)",
+        "hours": f"{hours:.3f}",
+        "nodes": f"{nodes:,}",
+        "size": f"{size:.2f} MB{per_hour}",
+        "origin": counts(best["origin"].to_pylist()),
+        "tail mass": quantiles(tail_mass(table, top_k)),
+        "confidence": quantiles(table["confidence"].to_numpy()),
+        **footer,
+    }
+    rows = [
+        [
+            row["utt_id"],
+            row["origin"],
+            f"{row['confidence']:.3f}",
+            row["text"],
+            emissions(row["path"], shift_ms, pieces),
+        ]
+        for row in best.slice(0, FIRST_ROWS).to_pylist()
+    ]
+    header = ["utt_id", "origin", "confidence", "text", "path: seconds:token"]
+    line = f"{len(best):,} utterances, {hours:.3f} hours, {nodes:,} nodes, {size:.2f} MB"
+    return Description("targets", line, facts, header, rows, "first best paths")
+
+
+def describe_hypotheses(path: Path) -> Description:
+    """Size of the n-best lists of a hypothesis file, its footer, and its first rows."""
+    footer, table = read_footer(path), read_table(path, HYPOTHESES)
+    utterances, per_utterance = np.unique(np.array(table["utt_id"].to_pylist(), dtype=object), return_counts=True)
+    facts = {"utterances": f"{len(utterances):,}", "hypotheses an utterance": quantiles(per_utterance), **footer}
+    scores = ("score", "am_score", "lm_score")
+    rows = [
+        [row["utt_id"], str(row["rank"]), *(f"{row[name]:.2f}" for name in scores), row["text"]]
+        for row in table.slice(0, FIRST_ROWS).to_pylist()
+    ]
+    header = ["utt_id", "rank", *scores, "text"]
+    line = f"{len(utterances):,} utterances, {len(table):,} hypotheses"
+    return Description("hypotheses", line, facts, header, rows, "first hypotheses")
+
+
+def describe_counts(path: Path) -> Description:
+    """Errors of a file of per-utterance counts, and its worst utterances."""
+    table = read_table(path, SCORES)
+    errors, words = errors_of(table), int(table["words"].to_numpy().sum())
+    line = f"{len(table):,} utterances, {errors.sum():,} errors in {words:,} words"
+    rows = []
+    for index in np.argsort(-errors, kind="stable")[:FIRST_ROWS].tolist():
+        row = table.slice(index, 1).to_pylist()[0]
+        rows.append([row["utt_id"], str(errors[index]), str(row["words"]), row["reference"], row["hypothesis"]])
+    facts = {"utterances": f"{len(table):,}", "words": f"{words:,}", "errors": f"{errors.sum():,}"}
+    header = ["utt_id", "errors", "words", "reference", "hypothesis"]
+    return Description("counts", line, facts, header, rows, "worst utterances")
+
+
+def describe_score(path: Path) -> Description:
+    """A score summary, entry by entry."""
+    values = read_json(path)
+    facts = {key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in values.items()}
+    wer = f"{values['wer']:.2f} % WER [{values['wer_low']:.2f}, {values['wer_high']:.2f}]"
+    return Description("score", f"{values['system']}, {values['search']}, {values['testset']}: {wer}", facts)
+
+
+def parquet_kind(path: Path) -> str | None:
+    """targets, hypotheses or counts, by the columns; None for another Parquet file."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ContractError(
+            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
+        ) from None
+    known = {"targets": TARGETS, "hypotheses": HYPOTHESES, "counts": SCORES}
+    return next((kind for kind, columns in known.items() if schema.names == columns.names), None)
+
+
+def tail_mass(table: pa.Table, top_k: int) -> np.ndarray:
+    """Probability that the stored classes leave to all others, at each node of a target table: (nodes,)."""
+    logp = table["topk_logp"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    return 1.0 - np.exp(logp).reshape(-1, top_k).sum(1)
+
+
+def emissions(path: Iterable[int], shift_ms: int, pieces: Sequence[str] | None = None, most: int = 8) -> str:
+    """A path over time: the second at which each token is emitted, and the token. A blank ends a frame."""
+    frame, parts = 0, []
+    for token in path:
+        if token == BLANK:
+            frame += 1
+        else:
+            parts.append(f"{frame * shift_ms / 1000:.2f}:{pieces[token] if pieces else token}")
+    return " ".join(parts[:most]) + (f" ... ({len(parts)} tokens)" if len(parts) > most else "")
+
+
+def quantiles(values: np.ndarray) -> str:
+    """Minimum, quartiles and maximum in one line."""
+    if not len(values):
+        return "none"
+    names = ("min", "25 %", "median", "75 %", "max")
+    found = np.percentile(values, [0, 25, 50, 75, 100])
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, found, strict=True))
+
+
+def counts(values: Iterable[Any]) -> str:
+    """How often each value occurs, in one line."""
+    found, numbers = np.unique(np.array(list(values), dtype=str), return_counts=True)
+    return ", ".join(f"{number:,} {name}" for name, number in zip(found, numbers, strict=True)) or "none"

@@ -1,0 +1,132 @@
+"""Stage decode: a model and a test set -> hypotheses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
+    from torch import Tensor
+
+    from kdtrans.config import DecodeConfig, SearchConfig
+    from kdtrans.data.tokenizer import Tokenizer
+    from kdtrans.models.transducer import Transducer
+    from kdtrans.search.hypothesis import Hypothesis
+
+
+def main(
+    config: Path,
+    search: str,
+    model: Path,
+    cuts: list[Path],
+    tokenizer: Path,
+    out: Path,
+    lm: Path | None = None,
+    lm_weight: Path | None = None,
+) -> None:
+    """Decode one test set with one system and one search.
+
+    Args:
+        config: YAML of decoding (DecodeConfig).
+        search: name of a search in it.
+        model: model.pt of the system.
+        cuts: manifests of the test set.
+        tokenizer: sentencepiece model.
+        out: Parquet file of hypotheses to write.
+        lm: ARPA file; needed if the search has lm.
+        lm_weight: JSON of tune-lm; needed if the search has lm.
+    """
+    import time
+
+    import pyarrow as pa
+    import torch
+
+    from kdtrans import config as configuration
+    from kdtrans.artifacts import read_json, run_record
+    from kdtrans.contracts import HYPOTHESES, write_table
+    from kdtrans.data.manifest import read_cuts
+    from kdtrans.data.tokenizer import Tokenizer
+    from kdtrans.models.ngram import Ngram
+    from kdtrans.search.search import search as decode
+    from kdtrans.training.checkpoint import load_model
+
+    settings = configuration.read(configuration.DecodeConfig, config)
+    chosen = search_named(settings, search, config)
+    if chosen.lm and (lm is None or lm_weight is None):
+        raise ValueError(f"{config}: the search '{search}' has lm: true: give --lm and --lm-weight")
+    inputs = [model, *cuts, tokenizer, *(path for path in (lm, lm_weight) if path)]
+    with run_record(out, "decode", {"search": search, **chosen.model_dump(mode="json")}, inputs) as record:
+        pieces = Tokenizer(tokenizer)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        system = load_model(model, pieces).to(device)
+        fusion = Ngram(lm, pieces).to(device) if chosen.lm and lm else None
+        weight = float(read_json(lm_weight)["lm_weight"]) if chosen.lm and lm_weight else 0.0
+        utterances = read_cuts(cuts)
+        audio_seconds = sum(cut.duration for cut in utterances)
+        rows: dict[str, list[dict[str, Any]]] = {}
+        told, started = 0, time.monotonic()
+        for batch, enc_BTE, lengths_B in encoded_batches(system, utterances, settings.max_duration_s):
+            found = decode(system, enc_BTE, lengths_B, chosen, fusion, weight)
+            for cut, num_frames, nbest in zip(batch, lengths_B.tolist(), found, strict=True):
+                rows[cut.id] = [_row(cut, num_frames, rank, best, pieces) for rank, best in enumerate(nbest)]
+            tenths = 10 * len(rows) // len(utterances)
+            if tenths > told:
+                told = tenths
+                print(f"{len(rows)} of {len(utterances)} utterances, {time.monotonic() - started:.0f} s", flush=True)
+        decode_seconds = time.monotonic() - started
+        facts = {
+            "search": search,
+            "lm_weight": weight,
+            "model_fingerprint": system.fingerprint,
+            "tokenizer_sha256": pieces.sha256,
+            "parameters": system.num_parameters,
+            "decode_seconds": round(decode_seconds, 3),  # audio, features, encoder and search
+            "audio_seconds": round(audio_seconds, 3),
+            "vocab_size": pieces.vocab_size,
+        }
+        # In the manifest's order: batches are an accident of durations.
+        table = pa.Table.from_pylist([row for cut in utterances for row in rows[cut.id]], schema=HYPOTHESES)
+        write_table(table, out, {name: str(value) for name, value in facts.items()})
+        record |= {"utterances": len(utterances), **facts}
+    print(f"{out}: {len(utterances)} utterances, {audio_seconds / decode_seconds:.0f}x real time", flush=True)
+
+
+def search_named(settings: DecodeConfig, name: str, source: Path) -> SearchConfig:
+    """A search of the configuration; raises ValueError naming those that there are."""
+    if name not in settings.searches:
+        raise ValueError(f"{source}: no search '{name}'; the searches are {', '.join(settings.searches)}")
+    return settings.searches[name]
+
+
+def encoded_batches(
+    model: Transducer, cuts: list[MonoCut], max_duration_s: float
+) -> Iterator[tuple[list[MonoCut], Tensor, Tensor]]:
+    """Cuts in batches with encoder output (B, T, E) and lengths (B,), on the model's device."""
+    import torch
+
+    from kdtrans.data.batches import inference_batches
+
+    device = next(model.parameters()).device
+    for batch, features_BFC, lengths_B in inference_batches(cuts, model.encoder.extract, max_duration_s):
+        with torch.inference_mode():
+            enc_BTE, frames_B = model.encode(features_BFC.to(device), lengths_B.to(device))
+        yield batch, enc_BTE, frames_B
+
+
+def _row(cut: MonoCut, num_frames: int, rank: int, hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
+    """One row of contracts.HYPOTHESES."""
+    return {
+        "utt_id": cut.id,
+        "rank": rank,
+        "text": tokenizer.decode(hypothesis.tokens),
+        "tokens": hypothesis.tokens,
+        "token_frames": hypothesis.frames,
+        "token_logp": hypothesis.logps,
+        "score": hypothesis.score,
+        "am_score": hypothesis.am_score,
+        "lm_score": hypothesis.lm_score,
+        "num_frames": num_frames,
+        "seconds": cut.duration,
+    }

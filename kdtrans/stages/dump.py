@@ -1,0 +1,72 @@
+"""Stage dump: the teacher's paths and distributions for one manifest shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: Path | None = None) -> None:
+    """Write the target shard that belongs to one manifest shard.
+
+    Args:
+        config: YAML of the targets (TargetsConfig).
+        model: the teacher's model.pt.
+        cuts: one manifest shard; cuts without text get the search path.
+        tokenizer: sentencepiece model.
+        out: part-NNNNN.parquet.
+        lm: ARPA file; needed if search.lm.
+    """
+    import time
+
+    import torch
+
+    from kdtrans import config as configuration
+    from kdtrans.artifacts import code_revision, run_record, sha256_file
+    from kdtrans.contracts import TargetsFooter
+    from kdtrans.data.batches import inference_batches
+    from kdtrans.data.manifest import read_cuts
+    from kdtrans.data.tokenizer import Tokenizer
+    from kdtrans.models.ngram import Ngram
+    from kdtrans.targets.make import make_targets
+    from kdtrans.targets.shards import Target, write_shard
+    from kdtrans.training.checkpoint import load_model
+    from kdtrans.training.progress import Reporter
+
+    settings = configuration.read(configuration.TargetsConfig, config)
+    if settings.search.lm and lm is None:
+        raise ValueError(f"{config}: search.lm is true: give --lm")
+    inputs = [model, cuts, tokenizer, *([lm] if lm else [])]
+    with run_record(out, "dump", settings.model_dump(mode="json"), inputs) as record:
+        pieces = Tokenizer(tokenizer)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        teacher = load_model(model, pieces).to(device)
+        fusion = Ngram(lm, pieces) if settings.search.lm and lm else None
+        utterances = read_cuts([cuts])
+        reporter = Reporter(f"dump {out.name}", len(utterances))
+        targets: dict[str, Target] = {}
+        started = time.monotonic()
+        batches = inference_batches(utterances, teacher.encoder.extract, settings.max_duration_s)
+        for done, (batch, features_BFC, lengths_B) in enumerate(batches):
+            made = make_targets(teacher, batch, features_BFC.to(device), lengths_B.to(device), pieces, settings, fusion)
+            targets |= {target.utt_id: target for target in made}
+            reporter.update(len(targets), f"{len(targets)} utterances" if done % 10 == 9 else "")
+        reporter.close()
+        footer = TargetsFooter(
+            teacher_sha256=teacher.fingerprint,
+            tokenizer_sha256=pieces.sha256,
+            vocab_size=pieces.vocab_size,
+            top_k=min(settings.top_k, pieces.vocab_size),
+            frame_offset=settings.frame_offset,
+            manifest_sha256=sha256_file(cuts),
+            lm_sha256=sha256_file(lm) if settings.search.lm and lm else None,
+            lm_weight=settings.lm_weight,
+            code_revision=code_revision(),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        # In the manifest's order: batches are an accident of durations.
+        write_shard([targets[cut.id] for cut in utterances], footer, out)
+        seconds, audio = time.monotonic() - started, sum(cut.duration for cut in utterances)
+        nodes = sum(len(target.path) for target in targets.values())
+        record |= {"utterances": len(targets), "nodes": nodes, "audio_seconds": round(audio, 1)}
+        record |= {"audio_per_second": round(audio / seconds, 1), "bytes": out.stat().st_size}
+        print(f"{out}: {len(targets)} utterances, {nodes} nodes, {audio / seconds:.0f}x real time", flush=True)

@@ -1,0 +1,83 @@
+"""Score hypotheses: words and errors of each utterance, and a summary with its interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdtrans.contracts import ContractError
+
+FOOTER = ("parameters", "decode_seconds", "audio_seconds", "lm_weight")
+
+
+def main(hypotheses: Path, cuts: list[Path], system: str, search: str, testset: str, out: Path) -> None:
+    """Score one system's hypotheses for one test set; write OUT and, beside it, the per-utterance counts.
+
+    Args:
+        hypotheses: the Parquet file of decode.
+        cuts: manifest files of the test set.
+        system: name of the system, for the report.
+        search: name of the search, for the report.
+        testset: name of the test set, for the report.
+        out: the summary to write, NAME.score.json; the counts become NAME.score.parquet.
+    """
+    from importlib.metadata import version
+
+    import pyarrow as pa
+
+    from kdtrans import contracts
+    from kdtrans.artifacts import run_record, write_json
+    from kdtrans.scoring.bootstrap import wer_interval
+    from kdtrans.scoring.references import match_hypotheses, read_references
+    from kdtrans.scoring.wer import NORMALISER, character_errors, word_errors
+
+    names = {"system": system, "search": search, "testset": testset}
+    with run_record(out, "score", names, [hypotheses, *cuts]):
+        footer = _footer(hypotheses)
+        references = read_references(cuts)
+        found = match_hypotheses(contracts.read_table(hypotheses, contracts.HYPOTHESES), references, hypotheses)
+        texts = [reference.text or "" for reference in references.values()]
+        counts = word_errors(texts, list(found.values()))
+        low, high = wer_interval(counts.words, counts.errors)
+        columns = {
+            "utt_id": list(references),
+            "speaker": [reference.speaker for reference in references.values()],
+            "reference": texts,
+            "hypothesis": list(found.values()),
+            "words": counts.words,
+            "sub": counts.sub,
+            "del": counts.dele,
+            "ins": counts.ins,
+            "seconds": [reference.seconds for reference in references.values()],
+        }
+        summary = contracts.ScoreSummary(
+            **names,
+            wer=counts.rate,
+            wer_low=low,
+            wer_high=high,
+            cer=character_errors(texts, list(found.values())).rate,
+            sub=int(counts.sub.sum()),
+            dele=int(counts.dele.sum()),
+            ins=int(counts.ins.sum()),
+            words=int(counts.words.sum()),
+            utterances=len(references),
+            audio_seconds=footer["audio_seconds"],
+            decode_seconds=footer["decode_seconds"],
+            parameters=int(footer["parameters"]),
+            lm_weight=footer["lm_weight"],
+        )
+        contracts.write_table(pa.table(columns, schema=contracts.SCORES), out.with_suffix(".parquet"), names)
+        versions = {"jiwer": version("jiwer"), "normaliser": NORMALISER}
+        write_json(out, summary.to_json() | versions)
+    print(
+        f"{system} {search} {testset}: {summary.wer:.2f} % WER [{low:.2f}, {high:.2f}], {summary.utterances} utterances"
+    )
+
+
+def _footer(path: Path) -> dict[str, float]:
+    from kdtrans.contracts import read_footer
+
+    footer = read_footer(path)
+    missing = [key for key in FOOTER if key not in footer]
+    if missing:
+        raise ContractError(f"{path}: the footer lacks {', '.join(missing)}: decode again")
+    return {key: float(footer[key]) for key in FOOTER}

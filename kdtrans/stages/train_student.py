@@ -1,0 +1,69 @@
+"""Stage train-student: one student system, with or without distillation, with or without unlabelled audio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def main(
+    config: Path,
+    train: list[Path],
+    dev: list[Path],
+    tokenizer: Path,
+    checkpoints: Path,
+    out: Path,
+    targets: list[Path] | None = None,
+    index: Path | None = None,
+    max_seconds: float | None = None,
+) -> int:
+    """Train one student system and write the averaged weights with the lowest dev WER.
+
+    Args:
+        config: YAML of the system (StudentConfig).
+        train: manifest shards of the training split, labelled and unlabelled.
+        dev: manifest of the development set.
+        tokenizer: sentencepiece model.
+        checkpoints: folder for checkpoints and metrics; training resumes from it by itself.
+        out: model.pt.
+        targets: target shards; needed with unlabelled audio or kd.weight > 0.
+        index: the targets' verified index.json, which names the teacher they must come from.
+        max_seconds: leave with exit status 75 after that long, to be resumed by the same command.
+    """
+    import torch
+
+    from kdtrans import config as configuration
+    from kdtrans.artifacts import read_json
+    from kdtrans.data.manifest import read_cuts
+    from kdtrans.data.tokenizer import Tokenizer
+    from kdtrans.models.build import build_student
+    from kdtrans.targets.shards import TargetStore
+    from kdtrans.training.examples import student_examples
+    from kdtrans.training.run import train_model
+
+    settings = configuration.read(configuration.StudentConfig, config)
+    pieces = Tokenizer(tokenizer)
+    store = None
+    if settings.reads_targets:
+        if not targets or index is None:
+            raise ValueError(f"{config} uses the teacher's targets: give --targets and --index")
+        teacher_sha256 = read_json(index)["teacher_sha256"]
+        store = TargetStore(targets, teacher_sha256, pieces.sha256, pieces.vocab_size)
+    examples, dropped = student_examples(read_cuts(train), pieces, settings, store)
+    torch.manual_seed(settings.training.seed)
+    model = build_student(settings, pieces.vocab_size)
+    return train_model(
+        kind="student",
+        model=model,
+        groups=[{"params": list(model.parameters())}],
+        config=settings,
+        kd=settings.kd,
+        unlabelled_ratio=settings.unlabelled_ratio,
+        examples=examples,
+        dropped=dropped,
+        dev=read_cuts(dev),
+        tokenizer=pieces,
+        checkpoints=checkpoints,
+        out=out,
+        inputs=[*train, *dev, tokenizer, *(targets or [] if settings.reads_targets else [])],
+        max_seconds=max_seconds,
+    )

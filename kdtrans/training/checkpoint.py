@@ -1,0 +1,148 @@
+"""Checkpoints and models on disk.
+
+`model.pt` is what a stage hands on (contracts.MODEL_KEYS); `checkpoints/` is the trainer's own folder, no declared
+output of a rule, so that it survives failures, timeouts and requeues.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdtrans.artifacts import write_json, write_whole
+from kdtrans.config import StudentConfig, TeacherConfig
+from kdtrans.contracts import MODEL_KEYS, ContractError
+from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.models.build import build_student, build_teacher
+from kdtrans.models.transducer import Transducer
+
+logger = logging.getLogger(__name__)
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """Hex SHA-256 over names, shapes, types and bytes of all weights: the identity of a model, whatever file holds it."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_torch(value: Any, path: Path) -> None:
+    """Write a whole file by torch.save."""
+    with write_whole(path) as temporary:
+        torch.save(value, temporary)
+
+
+def load_torch(path: Path) -> Any:
+    """Read a file of torch.save; raises ContractError naming it when it is not whole."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
+    except Exception as error:  # truncated archives raise half a dozen types
+        raise ContractError(f"{path} is not a whole checkpoint ({error}): delete it and rerun the stage that makes it") from None
+
+
+def save_model(
+    path: Path, kind: str, config: TeacherConfig | StudentConfig, state: dict[str, Tensor], tokenizer: Tokenizer, **facts: Any
+) -> None:
+    """Write a finished model; `facts` are `step` and `dev_wer`."""
+    content = {
+        "kind": kind,
+        "config": config.model_dump(mode="json"),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_sha256": tokenizer.sha256,
+        "fingerprint": fingerprint(state),
+        "state_dict": state,
+        **facts,
+    }
+    assert set(content) == set(MODEL_KEYS), f"model keys {sorted(content)} differ from the contract's"
+    save_torch(content, path)
+
+
+def read_model(path: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """The content of model.pt, checked.
+
+    Raises:
+        ContractError: when keys are missing, or the model was trained with another tokenizer than the one given.
+    """
+    content: dict[str, Any] = load_torch(path)
+    missing = set(MODEL_KEYS) - set(content)
+    if missing:
+        raise ContractError(f"{path} lacks {sorted(missing)}: it is not a model of this workflow")
+    if tokenizer is not None and content["tokenizer_sha256"] != tokenizer.sha256:
+        raise ContractError(
+            f"{path} was trained with tokenizer {content['tokenizer_sha256'][:12]}, this run uses {tokenizer.sha256[:12]}: "
+            "train it again or give its tokenizer"
+        )
+    return content
+
+
+def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
+    """A trained teacher or student in eval mode; `.fingerprint` is its identity."""
+    content = read_model(path, tokenizer)
+    if content["kind"] == "teacher":
+        # The sizes are in the file already: the pre-trained weights are not needed again.
+        model = build_teacher(TeacherConfig.model_validate(content["config"]), content["vocab_size"])
+    else:
+        model = build_student(StudentConfig.model_validate(content["config"]), content["vocab_size"])
+    model.load_state_dict(content["state_dict"])
+    model.fingerprint = content["fingerprint"]
+    return model.eval()
+
+
+@contextmanager
+def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Iterator[None]:
+    """Hold a checkpoint folder for one trainer at a time, and for one identity at a time.
+
+    A second trainer (a rerun of a workflow whose driver was killed while its job lives on) waits for the first. A folder
+    that belongs to other settings or data is moved aside, so that a changed configuration never resumes an old model.
+
+    Args:
+        folder: the checkpoint folder.
+        identity: configuration and input hashes, as JSON values.
+        wait_s: seconds to wait for another trainer.
+
+    Raises:
+        ValueError: when another trainer still holds the folder after that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder.with_name(f".{folder.name}.lock"), "w")
+    try:
+        _lock(lock, folder, wait_s)
+        known = folder / "identity.json"
+        if known.exists() and json.loads(known.read_text()) != identity:
+            aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
+            folder.rename(aside)
+            folder.mkdir()
+            logger.info("settings or data changed: the old checkpoints are in %s", aside)
+        write_json(known, identity)
+        yield
+    finally:
+        lock.close()
+
+
+def _lock(lock: Any, folder: Path, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ValueError(f"{folder}: another trainer has held this folder for {wait_s:.0f} s: stop it first") from None
+            logger.info("waiting for another trainer in %s", folder)
+            time.sleep(min(5.0, wait_s))

@@ -1,0 +1,181 @@
+"""The training loop of teacher and student: visible, resumable, and the same number of updates for everyone.
+
+All randomness of an update (dropout, masks) is seeded by (seed, update), and the order of batches is a function of
+(seed, epoch): a resumed run gives the same numbers as one that was never stopped, bit for bit on CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdtrans.config import TrainingConfig
+from kdtrans.data.batches import Batch, TrainingBatches
+from kdtrans.models.transducer import Transducer
+from kdtrans.training.checkpoint import load_torch, save_torch
+from kdtrans.training.progress import MetricsLog, Reporter
+from kdtrans.training.schedule import WeightAverage, tri_stage
+
+Losses = dict[str, Tensor]  # 'loss' is what is minimised; the others are reported
+ParameterGroup = dict[str, Any]
+
+
+class OutOfTimeError(Exception):
+    """The time budget is spent and a checkpoint is written: run the same command again to go on."""
+
+
+@dataclass
+class Trainer:
+    """One run.
+
+    Args:
+        model: what is trained.
+        groups: optimiser parameter groups; `lr_scale` multiplies the learning rate, `freeze_updates` freezes at first.
+        batches: training data.
+        compute: the losses of one batch.
+        evaluate: dev WER (%) of the model it is given.
+        config: how.
+        folder: where checkpoints and metrics live.
+        max_seconds: leave with OutOfTimeError after that long; None for no limit.
+    """
+
+    model: Transducer
+    groups: list[ParameterGroup]
+    batches: TrainingBatches
+    compute: Callable[[Transducer, Batch], Losses]
+    evaluate: Callable[[Transducer], float]
+    config: TrainingConfig
+    folder: Path
+    max_seconds: float | None = None
+
+    def run(self) -> tuple[dict[str, Tensor], int, float]:
+        """Train to the end; returns the averaged weights with the lowest dev WER, their update and that WER (%)."""
+        started = time.monotonic()
+        device = next(self.model.parameters()).device
+        self.optimizer = torch.optim.AdamW(self._optimizer_groups(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        self.average = WeightAverage(self.model, self.config.ema_decay)
+        step, position, best = self._resume()
+        metrics = MetricsLog(self.folder, step)
+        reporter = Reporter(self.folder.parent.name, self.config.updates, step)
+        stream = self.batches.stream(position)
+        sums: dict[str, float] = {}
+        seconds, window, logged = 0.0, time.monotonic(), step
+
+        while step < self.config.updates:
+            torch.manual_seed(self.config.seed * 1_000_003 + step)
+            self.model.train()
+            self._prepare_groups(step)
+            for _ in range(self.config.accumulate):
+                batch = next(stream)
+                position, seconds = batch.position, seconds + batch.seconds
+                losses = self.compute(self.model, batch.to(device))
+                _check_finite(losses, batch, step)
+                (losses["loss"] / self.config.accumulate).backward()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.config.accumulate
+            sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            )
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.average.update(self.model, step)
+            step += 1
+
+            if step % self.config.log_every == 0:
+                elapsed = time.monotonic() - window
+                row = {name: value / (step - logged) for name, value in sums.items()}
+                row |= {"lr": self.optimizer.param_groups[0]["lr"], "audio_per_second": seconds / elapsed}
+                row |= {"seconds": time.monotonic() - started}
+                metrics.write(step, row)
+                facts = " ".join(f"{name} {row[name]:.3f}" for name in losses)
+                reporter.update(step, f"{facts} {row['audio_per_second']:.0f}x real time")
+                sums, seconds, window, logged = {}, 0.0, time.monotonic(), step
+            if step % self.config.evaluate_every == 0 or step == self.config.updates:
+                wer = self._evaluate_average()
+                metrics.write(step, {"dev_wer": wer})
+                reporter.update(step, f"dev WER {wer:.2f} %")
+                if wer < best[1]:
+                    best = (step, wer)
+                    save_torch(self.average.state, self.folder / "best.pt")
+                window = time.monotonic()
+            out_of_time = self.max_seconds is not None and time.monotonic() - started > self.max_seconds
+            if step % self.config.checkpoint_every == 0 or step == self.config.updates or out_of_time:
+                self._save(step, position, best)
+            if out_of_time and step < self.config.updates:
+                raise OutOfTimeError(f"stopped at update {step} of {self.config.updates}")
+        reporter.close()
+        return load_torch(self.folder / "best.pt"), best[0], best[1]
+
+    def _optimizer_groups(self) -> list[ParameterGroup]:
+        # An empty group would be refused by the optimiser.
+        return [{**group, "lr": self.config.lr * group.get("lr_scale", 1.0)} for group in self.groups if group["params"]]
+
+    def _prepare_groups(self, step: int) -> None:
+        """Set this update's learning rates, and thaw what was frozen at first."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * group.get("lr_scale", 1.0) * tri_stage(step, self.config)
+            for parameter in group["params"]:
+                parameter.requires_grad_(step >= group.get("freeze_updates", 0))
+
+    def _evaluate_average(self) -> float:
+        """Dev WER of the averaged weights; the model's own are put back."""
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average.state)
+        self.model.eval()
+        wer = self.evaluate(self.model)
+        self.model.load_state_dict(own)
+        return wer
+
+    def _save(self, step: int, position: tuple[int, int], best: tuple[int, float]) -> None:
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state,
+            "step": step,
+            "position": list(position),
+            "best": list(best),
+        }
+        save_torch(content, self.folder / "last.pt")
+
+    def _resume(self) -> tuple[int, tuple[int, int], tuple[int, float]]:
+        """Continue from last.pt if there is one: update, position in the batches, best update and its WER."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return 0, (0, 0), (0, float("inf"))
+        content = load_torch(path)
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.average.state = content["average"]
+        print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
+        epoch, index = content["position"]
+        best_step, best_wer = content["best"]
+        return content["step"], (epoch, index), (best_step, best_wer)
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """A context that multiplies in bf16 where asked for, or where `auto` finds hardware for it."""
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
+    if precision == "bf16" or (precision == "auto" and native):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def _cpu_multiplies_bf16() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
+    """Stop at the first loss that is not a number, naming the batch: averages would hide it and the weights be lost."""
+    bad = {name: float(value) for name, value in losses.items() if not torch.isfinite(value)}
+    if bad:
+        raise ValueError(
+            f"update {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())} for utterances "
+            f"{', '.join(batch.utt_ids)}; the checkpoint before is untouched: lower training.lr or look at these utterances"
+        )

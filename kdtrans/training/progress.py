@@ -1,0 +1,69 @@
+"""What a person sees of a long run: a progress bar on a terminal, plain lines in a log file, metrics in files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class MetricsLog:
+    """metrics.jsonl (one row a log step) and TensorBoard events, both continued by a resumed run."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        # Rows of updates that a killed run made after its last checkpoint are made again: drop them.
+        kept = [row for row in read_metrics(self._path) if row["step"] <= start]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add one row."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Reporter:
+    """Shows progress: a bar with rate and time left on a terminal, a line with the same facts elsewhere."""
+
+    def __init__(self, title: str, total: int, start: int = 0) -> None:
+        self.title, self.total, self._start, self._started = title, total, start, time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns)
+            self._task = self._bar.add_task(title, total=total, completed=start)
+            self._bar.start()
+
+    def update(self, done: int, facts: str = "") -> None:
+        """Report that `done` of the total are done; a plain line is printed only when there are facts to tell."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=f"{self.title} {facts}")
+        elif facts:
+            rate = (done - self._start) / max(time.monotonic() - self._started, 1e-9)
+            left = (self.total - done) / rate if rate else float("inf")
+            print(f"{self.title} {done}/{self.total} {facts} | {rate:.2f}/s, {left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

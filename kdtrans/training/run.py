@@ -1,0 +1,87 @@
+"""From examples to model.pt: what the two training stages share."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from lhotse import MonoCut
+
+from kdtrans.artifacts import run_record, sha256_file
+from kdtrans.config import KdConfig, StudentConfig, TeacherConfig
+from kdtrans.data.batches import BatchOrder, Example, FeatureCache, TrainingBatches
+from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.models.transducer import Transducer
+from kdtrans.training.checkpoint import claim, fingerprint, save_model
+from kdtrans.training.evaluate import dev_evaluation
+from kdtrans.training.loop import OutOfTimeError, ParameterGroup, Trainer
+from kdtrans.training.losses import transducer_losses
+
+RESUME_ME = 75  # EX_TEMPFAIL: the workflow's driver starts the job again
+# Settings that change speed or logging but no number: changing them resumes.
+NO_IDENTITY = {"log_every", "checkpoint_every", "workers", "cache_gb"}
+
+
+def train_model(
+    *,
+    kind: str,
+    model: Transducer,
+    groups: list[ParameterGroup],
+    config: TeacherConfig | StudentConfig,
+    kd: KdConfig,
+    unlabelled_ratio: float | None,
+    examples: list[Example],
+    dropped: Counter[str],
+    dev: list[MonoCut],
+    tokenizer: Tokenizer,
+    checkpoints: Path,
+    out: Path,
+    inputs: list[Path],
+    max_seconds: float | None,
+) -> int:
+    """Train, or resume, in a claimed checkpoint folder and write the model with its run record.
+
+    Returns:
+        0, or RESUME_ME when max_seconds are over.
+
+    Raises:
+        ValueError: when there is nothing to train on.
+    """
+    training = config.training
+    if not examples:
+        raise ValueError("there is no utterance to train on: look at data/summary.json for what was dropped")
+    hours = {part: sum(e.cut.duration for e in examples if e.labelled == (part == "labelled")) / 3600 for part in ("labelled", "unlabelled")}
+    print(f"{model.num_parameters / 1e6:.2f} M parameters, {len(examples)} utterances, "
+          f"{hours['labelled']:.2f} h labelled, {hours['unlabelled']:.2f} h unlabelled, left out: {dict(dropped) or 'none'}", flush=True)
+    identity = {
+        "config": config.model_dump(mode="json", exclude={"training": NO_IDENTITY}),
+        "inputs": {path.name: sha256_file(path) for path in inputs},
+    }
+    with claim(checkpoints, identity), run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record:
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        order = BatchOrder(
+            [e.cut.duration for e in examples], [e.labelled for e in examples], training.max_duration_s, unlabelled_ratio, training.seed
+        )
+        features = FeatureCache(model.encoder.extract, training.cache_gb)
+        trainer = Trainer(
+            model=model,
+            groups=groups,
+            batches=TrainingBatches(examples, order, features, training.workers),
+            compute=lambda network, batch: transducer_losses(network, batch, training, kd),
+            evaluate=dev_evaluation(dev, tokenizer, model, training.max_duration_s),
+            config=training,
+            folder=checkpoints,
+            max_seconds=max_seconds,
+        )
+        try:
+            state, step, wer = trainer.run()
+        except OutOfTimeError as reason:
+            print(f"{reason}; run the same command to go on", file=sys.stderr)
+            return RESUME_ME
+        save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
+        print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
+        record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state), "hours": hours, "dropped": dict(dropped)}
+        record |= {"step": step, "dev_wer": wer}
+    return 0

@@ -1,0 +1,39 @@
+"""Learning rate and running average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdtrans.config import TrainingConfig
+
+
+def tri_stage(step: int, config: TrainingConfig) -> float:
+    """Multiple of the peak learning rate at an update: linear warm-up, hold, exponential decay (as wav2vec 2.0's fine-tuning)."""
+    warm, hold, _ = (phase * config.updates for phase in config.phases)
+    if step < warm:
+        return (step + 1) / warm
+    if step < warm + hold:
+        return 1.0
+    progress = (step - warm - hold) / max(config.updates - warm - hold, 1.0)
+    return float(config.final_lr_scale ** min(progress, 1.0))
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights; short at first, so that it is useful from the start."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after update `step` (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averaged: list[Tensor] = []
+        current: list[Tensor] = []
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                averaged.append(self.state[name])
+                current.append(value)
+        torch._foreach_lerp_(averaged, current, 1.0 - decay)

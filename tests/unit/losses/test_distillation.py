@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdtrans.config import KdConfig
+from kdtrans.lattice.path import nodes
+from kdtrans.losses.distillation import NodeTargets, gather_logits, one_best_loss, with_tail
+from kdtrans.models.transducer import Joiner
+
+B, T, U, J, V, K = 3, 6, 4, 8, 7, 3
+PATHS = [[0, 2, 0, 0, 3, 3, 0, 0, 0], [1, 0, 0, 4, 0, 0], [0, 0, 0]]  # 6, 4 and 3 frames
+
+
+def make_targets(top_k: int = K, seed: int = 0) -> NodeTargets:
+    generator = torch.Generator().manual_seed(seed)
+    t, u, b = [], [], []
+    for i, path in enumerate(PATHS):
+        t_N, u_N = nodes(torch.tensor(path))
+        t.append(t_N)
+        u.append(u_N)
+        b.append(torch.full_like(t_N, i))
+    logp = torch.randn(sum(map(len, PATHS)), V, generator=generator).mul(2).log_softmax(1)
+    top = logp.topk(top_k, dim=1)
+    return NodeTargets(torch.cat(b), torch.cat(t), torch.cat(u), top.indices, top.values)
+
+
+@pytest.fixture
+def student() -> tuple[Joiner, Tensor, Tensor]:
+    torch.manual_seed(1)
+    return Joiner(5, 5, J, V), torch.randn(B, T, J, requires_grad=True), torch.randn(B, U + 1, J, requires_grad=True)
+
+
+def slow_kl(student_logits: Tensor, ids: Tensor, logp: Tensor, temperature: float = 1.0) -> float:
+    """KL of one node over its stored classes and the rest, term by term."""
+    probabilities = student_logits.detach().double().softmax(0)
+    p = [math.exp(float(x)) for x in logp.double()]
+    q = [float(probabilities[i]) for i in ids.tolist()]
+    if len(ids) < V:
+        p.append(1 - sum(p))
+        q.append(1 - sum(q))
+    p = [x ** (1 / temperature) for x in p]
+    q = [x ** (1 / temperature) for x in q]
+    return sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+
+
+def test_gathered_equals_indexed_to_the_bit(student: tuple[Joiner, Tensor, Tensor]) -> None:
+    """Joining only the nodes gives the loss and the gradients of joining the grid and indexing it."""
+    joiner, enc, pred = student
+    targets, config = make_targets(), KdConfig(weight=1.0)
+    parameters = [enc, pred, *joiner.output.parameters()]
+
+    gathered = one_best_loss(gather_logits(joiner, enc, pred, targets), targets, config, B)
+    grid = joiner(enc[:, :, None], pred[:, None])
+    indexed = one_best_loss(grid[targets.utterance_N, targets.t_N, targets.u_N], targets, config, B)
+
+    assert torch.equal(gathered, indexed)
+    for ours, theirs in zip(torch.autograd.grad(gathered, parameters), torch.autograd.grad(indexed, parameters), strict=True):
+        # Sums over nodes run in another order in the grid's matrix product.
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("top_k", [1, K, V])
+def test_loss_equals_its_slow_twin(student: tuple[Joiner, Tensor, Tensor], top_k: int, temperature: float) -> None:
+    joiner, enc, pred = student
+    targets = make_targets(top_k)
+    logits = gather_logits(joiner, enc, pred, targets)
+    slow = [slow_kl(x, i, p, temperature) for x, i, p in zip(logits, targets.ids_NK, targets.logp_NK, strict=True)]
+    by_sum = one_best_loss(logits, targets, KdConfig(weight=1.0, temperature=temperature), B)
+    by_node = one_best_loss(logits, targets, KdConfig(weight=1.0, temperature=temperature, reduction="node"), B)
+    assert float(by_sum) == pytest.approx(sum(slow) / B, rel=1e-3, abs=1e-4)
+    assert float(by_node) == pytest.approx(sum(slow) / len(slow), rel=1e-3, abs=1e-4)
+
+
+def test_node_weight_is_one_minus_the_teachers_blank(student: tuple[Joiner, Tensor, Tensor]) -> None:
+    joiner, enc, pred = student
+    targets = make_targets(V)
+    logits = gather_logits(joiner, enc, pred, targets)
+    slow = 0.0
+    for x, ids, logp in zip(logits, targets.ids_NK, targets.logp_NK, strict=True):
+        blank = sum(math.exp(float(p)) for i, p in zip(ids, logp, strict=True) if int(i) == 0)
+        slow += (1 - blank) * slow_kl(x, ids, logp)
+    loss = one_best_loss(logits, targets, KdConfig(weight=1.0, node_weight="nonblank"), B)
+    assert float(loss) == pytest.approx(slow / B, rel=1e-3, abs=1e-4)
+
+
+def test_a_student_that_equals_the_teacher_has_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(20, V).mul(3).requires_grad_()
+    top = logits.detach().log_softmax(1).topk(K, dim=1)
+    index = torch.zeros(20, dtype=torch.long)
+    targets = NodeTargets(index, index, index, top.indices, top.values)
+    loss = one_best_loss(logits, targets, KdConfig(weight=1.0), 1)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert float(loss) == pytest.approx(0.0, abs=1e-4)
+    assert float(gradient.abs().max()) < 1e-4
+
+
+def test_gradient_by_finite_differences() -> None:
+    torch.manual_seed(0)
+    targets = make_targets()
+    logits = torch.randn(len(targets), V, dtype=torch.float64, requires_grad=True)
+    loss = one_best_loss(logits, targets, KdConfig(weight=1.0), B)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    direction = torch.randn_like(logits)
+    step = 1e-2
+    with torch.no_grad():
+        up, down = (one_best_loss(logits + sign * step * direction, targets, KdConfig(weight=1.0), B) for sign in (1, -1))
+    assert float((up - down) / (2 * step)) == pytest.approx(float((gradient * direction).sum()), rel=1e-2)
+
+
+def test_shift_drops_what_falls_off_the_grid() -> None:
+    targets = make_targets()
+    frames = torch.tensor([6, 4, 3])
+    assert len(targets.shifted(0, frames)) == len(targets)
+    shifted = targets.shifted(2, frames)
+    assert (shifted.t_N < frames[shifted.utterance_N]).all()
+    assert len(shifted) == sum(t + 2 < int(frames[b]) for b, t in zip(targets.utterance_N, targets.t_N, strict=True))
+    back = targets.shifted(-1, frames)
+    assert int(back.t_N.min()) == 0
+    assert len(back) == int((targets.t_N > 0).sum())
+
+
+def test_order_of_utterances_does_not_matter(student: tuple[Joiner, Tensor, Tensor]) -> None:
+    joiner, enc, pred = student
+    targets = make_targets()
+    loss = one_best_loss(gather_logits(joiner, enc, pred, targets), targets, KdConfig(weight=1.0), B)
+    order = torch.tensor([2, 0, 1])
+    moved = NodeTargets(order.argsort()[targets.utterance_N], targets.t_N, targets.u_N, targets.ids_NK, targets.logp_NK)
+    permuted = one_best_loss(gather_logits(joiner, enc[order], pred[order], moved), moved, KdConfig(weight=1.0), B)
+    torch.testing.assert_close(loss, permuted)
+
+
+def test_tail_normalises_and_survives_rounding() -> None:
+    logp = torch.randn(50, V).log_softmax(1).topk(K, dim=1).values
+    torch.testing.assert_close(with_tail(logp).exp().sum(1), torch.ones(50))
+    overfull = torch.log(torch.tensor([[0.7, 0.3005]]))  # fp16 rounding may exceed 1
+    assert torch.isfinite(with_tail(overfull)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_logits_give_a_finite_loss(dtype: torch.dtype) -> None:
+    targets = make_targets()
+    logits = (30 * torch.randn(len(targets), V)).to(dtype).requires_grad_()
+    loss = one_best_loss(logits, targets, KdConfig(weight=1.0), B)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()  # type: ignore[union-attr]

@@ -1,0 +1,102 @@
+"""config.yaml says what kdtrans/config.py does, and a configuration that cannot work is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdtrans.config import Config, ConfigError, json_schema, merge, read, validate
+
+REPOSITORY = Path(__file__).parents[2]
+DEFAULTS = REPOSITORY / "config.yaml"
+PRESETS = sorted((REPOSITORY / "workflow/configs").glob("*.yaml"))
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return leaves
+
+
+def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """Presets take named entries away by null, as workflow/rules/common.smk has it."""
+    for section, key in ((values, "systems"), (values["corpus"], "test"), (values["decode"], "searches")):
+        section[key] = {name: entry for name, entry in section[key].items() if entry is not None}
+    return values
+
+
+def test_config_yaml_spells_out_every_default() -> None:
+    assert flat(yaml.safe_load(DEFAULTS.read_text())) == flat(Config().model_dump(mode="json"))
+    assert read(Config, DEFAULTS) == Config()
+
+
+def test_schema_file_is_current() -> None:
+    """`kdtrans schema --out workflow/schemas/config.schema.json` writes it anew."""
+    assert json.loads((REPOSITORY / "workflow/schemas/config.schema.json").read_text()) == json_schema()
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("AN4_ROOT", "WHISPER_BASE", "LIBRISPEECH"):
+        monkeypatch.setenv(variable, "/data")
+    values = merge(yaml.safe_load(DEFAULTS.read_text()), yaml.safe_load(preset.read_text()))
+    config = validate(Config, without_nulls(values), preset.name)
+    assert "${" not in str(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"teecher": {}}, ["unknown key 'teecher'"]),
+        ({"teacher": {"training": {"epochs": 3}}}, ["unknown key 'teacher.training.epochs'"]),
+        ({"teacher": {"training": {"lr": "fast"}}}, ["teacher.training.lr", "fast"]),
+        ({"corpus": {"num_shards": 0}}, ["corpus.num_shards", "0"]),
+        ({"corpus": {"dev": []}}, ["corpus.dev is empty", "dev_fraction"]),
+        ({"corpus": {"test": {"dev": ["dev"]}}}, ["'dev'"]),
+        ({"corpus": {"split": {"dev_fraction": 0.3, "labelled_fraction": 0.8}}}, ["0.3", "0.8"]),
+        ({"student": {"encoder": {"conv_kernel": 14}}}, ["conv_kernel 14", "odd"]),
+        ({"student": {"training": {"phases": [0.1, 0.1, 0.1]}}}, ["phases"]),
+        ({"systems": {"baseline": {"kd": {"wait": 1}}}}, ["systems.baseline", "kd.wait"]),
+        ({"systems": {"baseline": {}, "teacher": {}}}, ["'teacher' is taken"]),
+        ({"report": {"baseline": "none"}}, ["report.baseline 'none'"]),
+        ({"targets": {"lm_weight": 0.3}}, ["targets.lm_weight", "targets.search.lm"]),
+        ({"decode": {"searches": {"greedy": {"lm": True}}}}, ["decode.searches.greedy", "beam"]),
+    ],
+)
+def test_refusals_name_the_key_and_the_value(values: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        validate(Config, values, "my.yaml")
+    assert str(refusal.value).startswith("my.yaml: ")
+    for words in said:
+        assert words in str(refusal.value)
+
+
+def test_an_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AN4_ROOT", raising=False)
+    with pytest.raises(ConfigError, match="AN4_ROOT"):
+        validate(Config, {"corpus": {"root": "${AN4_ROOT}/an4"}}, "my.yaml")
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match=r"list\.yaml"):
+        read(Config, path)
+
+
+def test_a_system_is_the_student_with_its_own_entries_over_it() -> None:
+    config = validate(
+        Config,
+        {"student": {"kd": {"temperature": 2.0}}, "systems": {"baseline": {}, "kd": {"kd": {"weight": 0.1}}}},
+        "my.yaml",
+    )
+    assert config.system("baseline") == config.student
+    assert not config.system("baseline").reads_targets
+    assert config.system("kd").kd.temperature == 2.0
+    assert config.system("kd").reads_targets

@@ -1,0 +1,99 @@
+"""Audio and text -> tokenizer and manifest shards. The corpus is made (synth), fetched (LibriSpeech) or given."""
+
+
+rule data:
+    input:
+        TRAIN_CUTS,
+        [f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],
+        TOKENIZER,
+
+
+if MAKES_CORPUS:
+
+    rule synth:
+        output:
+            sums=f"{R}/corpus/SHA256SUMS",
+            text=f"{R}/corpus/lm.txt",
+        log:
+            f"{R}/logs/synth.log",
+        conda:
+            "../../envs/kdtrans.yaml"
+        params:
+            config=f"{R}/config/corpus.yaml",
+            cfg=SECTIONS["corpus"]["synth"],
+            root=lambda w, output: Path(output.sums).parent,
+        shell:
+            "exec kdtrans synth --config {params.config} --root {params.root} > {log} 2>&1"
+
+
+rule download:  # only when it is asked for: `snakemake download`
+    output:
+        touch(f"{R}/corpus/.downloaded"),
+    log:
+        f"{R}/logs/download.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        parts=CORPUS_PARTS,
+        root=lambda w, output: Path(output[0]).parent,
+    shell:
+        "exec kdtrans download --root {params.root} --parts {params.parts} > {log} 2>&1"
+
+
+rule prepare:
+    input:
+        corpus_ready,
+    output:
+        splits=[f"{R}/data/prepared/{split}.jsonl.gz" for split in ("train", *TEST_SETS)],
+        unlabelled_text=f"{R}/data/prepared/unlabelled_text.jsonl",
+        summary=f"{R}/data/prepared/summary.json",
+    log:
+        f"{R}/logs/prepare.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        config=f"{R}/config/corpus.yaml",
+        cfg=SECTIONS["corpus"],
+        root=CORPUS_ROOT,
+        out_dir=lambda w, output: Path(output.summary).parent,
+    shell:
+        "exec kdtrans prepare --config {params.config} --root {params.root} --out-dir {params.out_dir}" " > {log} 2>&1"
+
+
+rule tokenizer:
+    input:
+        cuts=f"{R}/data/prepared/train.jsonl.gz",
+    output:
+        model=TOKENIZER,
+    log:
+        f"{R}/logs/tokenizer.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        config=f"{R}/config/tokenizer.yaml",
+        cfg=SECTIONS["tokenizer"],
+    shell:
+        "exec kdtrans tokenizer --config {params.config} --cuts {input.cuts} --out {output.model}" " > {log} 2>&1"
+
+
+rule check:
+    input:
+        splits=rules.prepare.output.splits,
+        summary=rules.prepare.output.summary,
+        tokenizer=TOKENIZER,
+    output:
+        train=TRAIN_CUTS,
+        tests=[f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],
+        summary=f"{R}/data/summary.json",
+    log:
+        f"{R}/logs/check.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        config=f"{R}/config/corpus.yaml",
+        cfg=SECTIONS["corpus"],
+        prepared=lambda w, input: Path(input.summary).parent,
+        out_dir=lambda w, output: Path(output.summary).parent,
+    shell:
+        "exec kdtrans check --config {params.config} --prepared {params.prepared} --tokenizer {input.tokenizer}"
+        " --out-dir {params.out_dir} > {log} 2>&1"

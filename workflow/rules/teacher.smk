@@ -1,0 +1,45 @@
+"""Pre-trained encoder and labelled data -> transducer teacher, and the gate that it passes before it teaches."""
+
+
+rule teacher:
+    input:
+        TEACHER,
+        f"{R}/teacher/gate.json",
+
+
+rule train_teacher:
+    input:
+        train=TRAIN_CUTS,
+        dev=DEV_CUTS,
+        tokenizer=TOKENIZER,
+    output:
+        model=TEACHER,  # one file, written last; Snakemake deletes the outputs of a failed job, so checkpoints are none
+    log:
+        f"{R}/logs/train_teacher.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        config=f"{R}/config/teacher.yaml",
+        cfg={key: value for key, value in SECTIONS["teacher"].items() if key != "max_wer"},
+        checkpoints=f"{R}/teacher/checkpoints",
+        budget=max_seconds,
+    shell:
+        "exec kdtrans train-teacher --config {params.config} --train {input.train} --dev {input.dev}"
+        " --tokenizer {input.tokenizer} --checkpoints {params.checkpoints} {params.budget} --out {output.model}"
+        " > {log} 2>&1"
+
+
+rule gate:
+    input:
+        model=TEACHER,
+    output:
+        gate=f"{R}/teacher/gate.json",
+    log:
+        f"{R}/logs/gate.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        config=f"{R}/config/teacher.yaml",
+        cfg=SECTIONS["teacher"]["max_wer"],
+    shell:
+        "exec kdtrans gate --config {params.config} --model {input.model} --out {output.gate} > {log} 2>&1"
