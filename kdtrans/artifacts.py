@@ -76,7 +76,9 @@ def code_revision() -> str:
 
 
 @contextmanager
-def run_record(artifact: Path | str, stage: str, config: Any, inputs: list[Path] | None = None) -> Iterator[dict[str, Any]]:
+def run_record(
+    artifact: Path | str, stage: str, config: Any, inputs: list[Path] | None = None
+) -> Iterator[dict[str, Any]]:
     """Write `<artifact>.run.json` when the block ends without an error.
 
     Args:

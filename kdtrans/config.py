@@ -216,7 +216,7 @@ class TrainingConfig(Section):
     ctc_weight: float = 0.2
     """Weight of an auxiliary CTC loss on the encoder; 0 turns it off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the hardware multiplies it natively (CUDA, AMX); lattices are always fp64."""
+    """auto: bf16 where it pays (CUDA; wide encoders on CPUs with AMX); lattices are always fp64."""
     evaluate_every: Positive = 500
     """Updates between greedy decodings of dev; the average with the lowest dev WER is kept."""
     checkpoint_every: Positive = 250

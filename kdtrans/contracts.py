@@ -157,7 +157,9 @@ def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
     except (pa.ArrowException, OSError) as error:
-        raise ContractError(f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it") from None
+        raise ContractError(
+            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
+        ) from None
     if not table.schema.equals(schema, check_metadata=False):
         raise ContractError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(schema)}")
     return table
@@ -172,7 +174,9 @@ def read_footer(path: Path | str) -> dict[str, str]:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise ContractError(f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it") from None
+        raise ContractError(
+            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
+        ) from None
     footer = {key.decode()[8:]: value.decode() for key, value in metadata.items() if key.startswith(b"kdtrans.")}
     if not footer:
         raise ContractError(f"{path}: the footer has no kdtrans entries; it was not written by this workflow")

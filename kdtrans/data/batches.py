@@ -148,7 +148,7 @@ class TrainingBatches(Dataset[Batch]):
     def __init__(self, examples: list[Example], order: BatchOrder, features: FeatureCache, workers: int = 0) -> None:
         self.examples, self.order, self.features, self.workers = examples, order, features, workers
 
-    def __getitem__(self, item: tuple[Position, list[int]]) -> Batch:  # type: ignore[override]
+    def __getitem__(self, item: tuple[Position, list[int]]) -> Batch:
         position, indices = item
         batch = collate([self.examples[i] for i in indices], self.features)
         batch.position = position
@@ -159,7 +159,7 @@ class TrainingBatches(Dataset[Batch]):
         loader = DataLoader(
             self,
             batch_size=None,
-            sampler=self.order.stream(start),  # type: ignore[arg-type]
+            sampler=self.order.stream(start),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -194,7 +194,11 @@ def inference_batches(
     order = sorted(range(len(cuts)), key=lambda i: -seconds[i])
     for indices in pack(order, seconds, max_duration_s):
         features = [load_features(cuts[i], extract) for i in indices]
-        yield [cuts[i] for i in indices], pad_sequence(features, batch_first=True), torch.tensor([len(x) for x in features])
+        yield (
+            [cuts[i] for i in indices],
+            pad_sequence(features, batch_first=True),
+            torch.tensor([len(x) for x in features]),
+        )
 
 
 def load_features(cut: MonoCut, extract: Extract) -> Tensor:
@@ -228,5 +232,3 @@ def _repeat(members: np.ndarray, times: float, random: np.random.Generator) -> n
     whole = int(times)
     rest = random.permutation(members)[: round((times - whole) * len(members))]
     return np.concatenate([np.tile(members, whole), rest])
-
-

@@ -51,4 +51,6 @@ def check_path(path_N: Tensor, num_frames: int, name: str) -> None:
     blanks = int((path_N == BLANK).sum())
     if blanks != num_frames or len(path_N) == 0 or int(path_N[-1]) != BLANK:
         last = int(path_N[-1]) if len(path_N) else None
-        raise ValueError(f"{name}: path has {blanks} blanks for {num_frames} frames and ends with token {last}, not blank")
+        raise ValueError(
+            f"{name}: path has {blanks} blanks for {num_frames} frames and ends with token {last}, not blank"
+        )

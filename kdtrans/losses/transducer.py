@@ -57,7 +57,9 @@ class _TransducerLoss(torch.autograd.Function):
         total = total_score(alpha, blank, frames, lengths)
         if ctx.needs_input_grad[0]:
             beta = backward_scores(blank, label, frames, lengths)
-            ctx.save_for_backward(_gradient(logits, labels, frames, lengths, blank, label, normaliser, alpha, beta, total))
+            ctx.save_for_backward(
+                _gradient(logits, labels, frames, lengths, blank, label, normaliser, alpha, beta, total)
+            )
         return -total.to(normaliser.dtype)
 
     @staticmethod
@@ -102,7 +104,9 @@ def _gradient(
 def _check(logits: Tensor, labels: Tensor, frames: Tensor, lengths: Tensor) -> None:
     batch, num_frames, columns, vocab = logits.shape
     if labels.shape != (batch, columns - 1):
-        raise ValueError(f"labels are {tuple(labels.shape)}, expected {(batch, columns - 1)} for logits {tuple(logits.shape)}")
+        raise ValueError(
+            f"labels are {tuple(labels.shape)}, expected {(batch, columns - 1)} for logits {tuple(logits.shape)}"
+        )
     if int(frames.min()) < 1 or int(frames.max()) > num_frames:
         raise ValueError(f"frames_B is in {int(frames.min())}..{int(frames.max())}, expected 1..{num_frames}")
     if int(lengths.min()) < 0 or int(lengths.max()) > columns - 1:

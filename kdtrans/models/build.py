@@ -8,6 +8,7 @@ from kdtrans.config import StudentConfig, TeacherConfig
 from kdtrans.models.conformer import ConformerEncoder
 from kdtrans.models.predictor import build_predictor
 from kdtrans.models.pretrained import build_teacher_encoder
+from kdtrans.models.pretrained.common import PretrainedEncoder
 from kdtrans.models.transducer import Transducer
 
 
@@ -25,10 +26,12 @@ def build_teacher(config: TeacherConfig, vocab_size: int) -> Transducer:
 
 def teacher_groups(model: Transducer, config: TeacherConfig) -> list[dict[str, Any]]:
     """Optimiser groups of a teacher: a slow encoder that thaws late, its feature extractor perhaps never, a fast rest."""
-    extractor = {id(p) for p in model.encoder.extractor_parameters()} if config.freeze_extractor else set()
-    pretrained = [p for p in model.encoder.pretrained_parameters() if id(p) not in extractor]
+    encoder = model.encoder
+    assert isinstance(encoder, PretrainedEncoder)
+    extractor = {id(p) for p in encoder.extractor_parameters()} if config.freeze_extractor else set()
+    pretrained = [p for p in encoder.pretrained_parameters() if id(p) not in extractor]
     known = extractor | {id(p) for p in pretrained}
-    for parameter in model.encoder.extractor_parameters():
+    for parameter in encoder.extractor_parameters():
         parameter.requires_grad_(not config.freeze_extractor)
     rest = [p for p in model.parameters() if id(p) not in known]
     thaw = config.freeze_updates if config.encoder != "random" else 0

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from kdtrans.config import ConformerConfig, MaskingConfig
 from kdtrans.models.features import LogMel
 from kdtrans.models.masking import mask
+from kdtrans.models.transducer import Encoder
 
 MEL_CHANNELS = 80
 FEATURE_SHIFT_MS = 10.0
 
 
-class ConformerEncoder(nn.Module):
+class ConformerEncoder(Encoder):
     """Log-mel features -> 4x convolutional subsampling -> Conformer blocks."""
 
     def __init__(self, config: ConformerConfig, masking: MaskingConfig) -> None:
@@ -111,7 +112,8 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.query_key_value(self.norm(x_BTD)).chunk(3, 2)
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in self.query_key_value(self.norm(x_BTD)).chunk(3, 2)
         )
         context = F.scaled_dot_product_attention(
             rotate(query, rotation), rotate(key, rotation), value, attn_mask=real_BT[:, None, None]

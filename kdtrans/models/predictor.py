@@ -77,4 +77,6 @@ Predictor = LstmPredictor | StatelessPredictor
 
 def build_predictor(vocab_size: int, config: PredictorConfig) -> Predictor:
     """The predictor that the configuration names."""
-    return {"lstm": LstmPredictor, "stateless": StatelessPredictor}[config.type](vocab_size, config)
+    if config.type == "lstm":
+        return LstmPredictor(vocab_size, config)
+    return StatelessPredictor(vocab_size, config)

@@ -6,16 +6,14 @@ width, J joiner width, V vocabulary with blank = 0, N path nodes.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
 from kdtrans.models.predictor import Predictor
 
 
-class Encoder(Protocol):
-    """What a transducer asks of an encoder; pre-trained ones and the Conformer keep to it."""
+class Encoder(nn.Module):
+    """What a transducer asks of an encoder; pre-trained ones and the Conformer are such."""
 
     dim: int
 
@@ -25,11 +23,11 @@ class Encoder(Protocol):
         Without trainable parameters, hence constant between epochs and cacheable; one utterance at a time, hence blind
         to padding.
         """
-        ...
+        raise NotImplementedError
 
-    def __call__(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Zero-padded features and their lengths -> (B, T, E) at 40 ms and lengths; padding does not change a result."""
-        ...
+        raise NotImplementedError
 
 
 class Joiner(nn.Module):
@@ -51,11 +49,13 @@ class Transducer(nn.Module):
 
     fingerprint: str = ""  # identity of the weights, set when they are read from a file
 
-    def __init__(self, encoder: nn.Module, predictor: Predictor, joiner_dim: int, vocab_size: int) -> None:
+    def __init__(self, encoder: Encoder, predictor: Predictor, joiner_dim: int, vocab_size: int) -> None:
         super().__init__()
-        self.encoder, self.predictor, self.vocab_size = encoder, predictor, vocab_size
-        self.joiner = Joiner(int(encoder.dim), predictor.dim, joiner_dim, vocab_size)
-        self.ctc = nn.Linear(int(encoder.dim), vocab_size)
+        self.encoder: Encoder = encoder
+        self.predictor: Predictor = predictor
+        self.vocab_size = vocab_size
+        self.joiner = Joiner(encoder.dim, predictor.dim, joiner_dim, vocab_size)
+        self.ctc = nn.Linear(encoder.dim, vocab_size)
 
     def encode(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features and lengths -> encoder output (B, T, E) and lengths (B,) in frames of 40 ms."""

@@ -65,9 +65,8 @@ class Trace:
     def read(self, final: Beam, lm_weight: float) -> list[list[Hypothesis]]:
         """Follow every hypothesis of the final beam back to its start; best first, empty places left out."""
         frames = [frame for frame, _, token_BK, _ in self._steps for _ in range(token_BK.shape[1])]
-        columns = (
-            list(zip(*(step[1:] for step in self._steps), strict=True)) or [(final.node,)] * 3
-        )  # no label: not read
+        # Where no step added a label, nothing of the columns is read.
+        columns = list(zip(*(step[1:] for step in self._steps), strict=True)) or [(final.node,)] * 3
         parents, tokens, logps = (torch.cat(column, dim=1).cpu().numpy() for column in columns)
         values = torch.stack([final.score(lm_weight), final.am, final.lm], dim=-1).tolist()
         results: list[list[Hypothesis]] = []

@@ -40,7 +40,7 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
         pieces = Tokenizer(tokenizer)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         teacher = load_model(model, pieces).to(device)
-        fusion = Ngram(lm, pieces) if settings.search.lm and lm else None
+        fusion = Ngram(lm, pieces).to(device) if settings.search.lm and lm else None
         utterances = read_cuts([cuts])
         reporter = Reporter(f"dump {out.name}", len(utterances))
         targets: dict[str, Target] = {}

@@ -108,10 +108,17 @@ def read_shard_footer(path: Path) -> TargetsFooter:
         footer = TargetsFooter(**{f.name: _parse(found[f.name], str(f.type)) for f in fields(TargetsFooter)})
     except (KeyError, ValueError) as error:
         raise ContractError(f"{path}: the footer is not that of a target shard ({error})") from None
-    expected = {"schema_version": TARGETS_VERSION, "blank": BLANK, "topology": TOPOLOGY, "frame_shift_ms": FRAME_SHIFT_MS}
+    expected = {
+        "schema_version": TARGETS_VERSION,
+        "blank": BLANK,
+        "topology": TOPOLOGY,
+        "frame_shift_ms": FRAME_SHIFT_MS,
+    }
     for key, value in expected.items():
         if getattr(footer, key) != value:
-            raise ContractError(f"{path}: {key} is {getattr(footer, key)}, this version reads {value}: dump the targets again")
+            raise ContractError(
+                f"{path}: {key} is {getattr(footer, key)}, this version reads {value}: dump the targets again"
+            )
     return footer
 
 
@@ -139,7 +146,9 @@ class TargetStore:
             expected |= {"top_k": self.footer.top_k, "frame_offset": self.footer.frame_offset}
             for key, value in expected.items():
                 if getattr(footer, key) != value:
-                    raise ContractError(f"{path}: {key} is {getattr(footer, key)}, expected {value}: dump this shard again")
+                    raise ContractError(
+                        f"{path}: {key} is {getattr(footer, key)}, expected {value}: dump this shard again"
+                    )
             self._add(table, path)
 
     def __contains__(self, utt_id: str) -> bool:
@@ -169,7 +178,9 @@ def row_to_target(table: pa.Table, row: int, top_k: int) -> Target:
     utt_id, path = table["utt_id"][row].as_py(), values("path")
     ids, logp = values("topk_ids"), values("topk_logp")
     if not len(ids) == len(logp) == len(path) * top_k:
-        raise ContractError(f"utterance {utt_id}: {len(ids)} ids and {len(logp)} log-probs for {len(path)} nodes x {top_k}")
+        raise ContractError(
+            f"utterance {utt_id}: {len(ids)} ids and {len(logp)} log-probs for {len(path)} nodes x {top_k}"
+        )
     return Target(
         utt_id=utt_id,
         rank=table["rank"][row].as_py(),

@@ -59,7 +59,9 @@ def verify_shard(
     }
     for key, value in expected.items():
         if getattr(footer, key) != value:
-            raise ContractError(f"{path}: {key} is {getattr(footer, key)[:12]}, expected {value[:12]}: delete it and dump it again")
+            raise ContractError(
+                f"{path}: {key} is {getattr(footer, key)[:12]}, expected {value[:12]}: delete it and dump it again"
+            )
     best = table.filter(pc.equal(table["rank"], 0))
     ids = best["utt_id"].to_pylist()
     if len(ids) != len(set(ids)) or set(ids) != expected_ids:
@@ -70,7 +72,11 @@ def verify_shard(
         )
     lengths = {name: pc.list_value_length(table[name]).to_numpy() for name in ("path", "topk_ids", "topk_logp")}
     for name in ("topk_ids", "topk_logp"):
-        _first_bad(table, lengths[name] != lengths["path"] * footer.top_k, f"{path}: {name} has another length than nodes x top_k")
+        _first_bad(
+            table,
+            lengths[name] != lengths["path"] * footer.top_k,
+            f"{path}: {name} has another length than nodes x top_k",
+        )
     tokens = table["path"].combine_chunks().values.to_numpy()
     ends = np.cumsum(lengths["path"])
     blanks = np.diff(np.concatenate([[0], np.cumsum(tokens == BLANK)[ends - 1]]))
@@ -82,7 +88,11 @@ def verify_shard(
     mass = np.exp(logp).sum(1)
     utterance = np.repeat(np.arange(len(table)), lengths["path"])
     bad_nodes = ~np.isfinite(mass) | (mass > 1 + SLACK)
-    _first_bad(table, np.isin(np.arange(len(table)), utterance[bad_nodes]), f"{path}: probabilities of a node sum to more than 1 or are not numbers")
+    _first_bad(
+        table,
+        np.isin(np.arange(len(table)), utterance[bad_nodes]),
+        f"{path}: probabilities of a node sum to more than 1 or are not numbers",
+    )
     return ShardFacts(
         utterances=len(ids),
         nodes=int(ends[-1]),
@@ -123,4 +133,6 @@ def index_of(shards: dict[str, ShardFacts], footer: TargetsFooter) -> dict[str, 
 def _first_bad(table: pa.Table, bad: np.ndarray, message: str) -> None:
     if bad.any():
         utt_id = table["utt_id"][int(np.argmax(bad))].as_py()
-        raise ContractError(f"{message} (utterance {utt_id}, {int(bad.sum())} in all): delete the shard and dump it again")
+        raise ContractError(
+            f"{message} (utterance {utt_id}, {int(bad.sum())} in all): delete the shard and dump it again"
+        )

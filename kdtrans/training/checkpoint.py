@@ -53,11 +53,18 @@ def load_torch(path: Path) -> Any:
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
     except Exception as error:  # truncated archives raise half a dozen types
-        raise ContractError(f"{path} is not a whole checkpoint ({error}): delete it and rerun the stage that makes it") from None
+        raise ContractError(
+            f"{path} is not a whole checkpoint ({error}): delete it and rerun the stage that makes it"
+        ) from None
 
 
 def save_model(
-    path: Path, kind: str, config: TeacherConfig | StudentConfig, state: dict[str, Tensor], tokenizer: Tokenizer, **facts: Any
+    path: Path,
+    kind: str,
+    config: TeacherConfig | StudentConfig,
+    state: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    **facts: Any,
 ) -> None:
     """Write a finished model; `facts` are `step` and `dev_wer`."""
     content = {
@@ -143,6 +150,8 @@ def _lock(lock: Any, folder: Path, wait_s: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise ValueError(f"{folder}: another trainer has held this folder for {wait_s:.0f} s: stop it first") from None
+                raise ValueError(
+                    f"{folder}: another trainer has held this folder for {wait_s:.0f} s: stop it first"
+                ) from None
             logger.info("waiting for another trainer in %s", folder)
             time.sleep(min(5.0, wait_s))

@@ -48,7 +48,9 @@ def student_examples(
                 dropped[reason] += 1
                 continue
         elif target is not None and tuple(target.labels.tolist()) != labels:
-            raise ContractError(f"utterance {cut.id}: its target spells '{target.text}', its manifest says '{text}': dump again")
+            raise ContractError(
+                f"utterance {cut.id}: its target spells '{target.text}', its manifest says '{text}': dump again"
+            )
         frame_offset = store.footer.frame_offset if store and store.footer else 0
         load = _loader(store, cut.id, frame_offset) if store and config.kd.weight > 0 else None
         examples.append(Example(cut, labels, text is not None, load))

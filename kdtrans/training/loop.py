@@ -59,7 +59,9 @@ class Trainer:
         """Train to the end; returns the averaged weights with the lowest dev WER, their update and that WER (%)."""
         started = time.monotonic()
         device = next(self.model.parameters()).device
-        self.optimizer = torch.optim.AdamW(self._optimizer_groups(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self._optimizer_groups(), lr=self.config.lr, weight_decay=self.config.weight_decay
+        )
         self.average = WeightAverage(self.model, self.config.ema_decay)
         step, position, best = self._resume()
         metrics = MetricsLog(self.folder, step)
@@ -115,7 +117,9 @@ class Trainer:
 
     def _optimizer_groups(self) -> list[ParameterGroup]:
         # An empty group would be refused by the optimiser.
-        return [{**group, "lr": self.config.lr * group.get("lr_scale", 1.0)} for group in self.groups if group["params"]]
+        return [
+            {**group, "lr": self.config.lr * group.get("lr_scale", 1.0)} for group in self.groups if group["params"]
+        ]
 
     def _prepare_groups(self, step: int) -> None:
         """Set this update's learning rates, and thaw what was frozen at first."""
@@ -159,16 +163,17 @@ class Trainer:
         return content["step"], (epoch, index), (best_step, best_wer)
 
 
-def autocast(precision: str, device: torch.device) -> Any:
-    """A context that multiplies in bf16 where asked for, or where `auto` finds hardware for it."""
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
-    if precision == "bf16" or (precision == "auto" and native):
+def autocast(precision: str, device: torch.device, width: int) -> Any:
+    """A context that multiplies in bf16 where asked for, or where `auto` expects it to pay.
+
+    On CUDA it pays where the hardware knows bf16; on a CPU with AMX only for wide encoders (measured: twice as fast at
+    width 384, half as fast at width 96).
+    """
+    on_cuda = device.type == "cuda"
+    pays = torch.cuda.is_bf16_supported() if on_cuda else width >= 256 and torch.cpu._is_amx_tile_supported()
+    if precision == "bf16" or (precision == "auto" and pays):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
-
-
-def _cpu_multiplies_bf16() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _check_finite(losses: Losses, batch: Batch, step: int) -> None:

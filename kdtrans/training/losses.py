@@ -17,7 +17,9 @@ from kdtrans.losses.transducer import transducer_loss
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import Losses, autocast
 
-MOST_FRAMES_APART = 2  # teacher and student grids of one utterance; more means different audio or a broken frame contract
+MOST_FRAMES_APART = (
+    2  # teacher and student grids of one utterance; more means different audio or a broken frame contract
+)
 
 
 def transducer_losses(model: Transducer, batch: Batch, config: TrainingConfig, kd: KdConfig) -> Losses:
@@ -27,20 +29,23 @@ def transducer_losses(model: Transducer, batch: Batch, config: TrainingConfig, k
         ValueError: when an utterance's target and the encoder disagree by more than two frames, naming it.
     """
     device = batch.features_BFC.device
-    with autocast(config.precision, device):
+    with autocast(config.precision, device, model.encoder.dim):
         enc_BTE, frames_B = model.encode(batch.features_BFC, batch.lengths_B)
         enc_BTJ = model.project_encoder(enc_BTE)
         pred_BUJ = model.project_predictor(model.predictor(batch.labels_BU))
         logits_BTUV = model.grid(enc_BTJ, pred_BUJ)
     utterances = len(batch.utt_ids)
-    losses = {"loss_transducer": transducer_loss(logits_BTUV, batch.labels_BU, frames_B, batch.label_lengths_B).sum() / utterances}
+    losses = {
+        "loss_transducer": transducer_loss(logits_BTUV, batch.labels_BU, frames_B, batch.label_lengths_B).sum()
+        / utterances
+    }
     total = losses["loss_transducer"]
     if config.ctc_weight > 0:
         losses["loss_ctc"] = ctc_loss(model.ctc(enc_BTE.float()), frames_B, batch) / utterances
         total = total + config.ctc_weight * losses["loss_ctc"]
     if kd.weight > 0 and batch.targets is not None:
         targets = on_student_grid(batch, frames_B, kd.shift)
-        with autocast(config.precision, device):
+        with autocast(config.precision, device, model.encoder.dim):
             logits_NV = gather_logits(model.joiner, enc_BTJ, pred_BUJ, targets)
         losses["loss_kd"] = one_best_loss(logits_NV, targets, kd, utterances)
         total = total + kd.weight * losses["loss_kd"]
@@ -51,7 +56,13 @@ def ctc_loss(logits_BTV: Tensor, frames_B: Tensor, batch: Batch) -> Tensor:
     """CTC (Graves et al. 2006) summed over utterances; those with more labels than frames count as 0."""
     log_probs_TBV = logits_BTV.log_softmax(2).transpose(0, 1)
     return F.ctc_loss(
-        log_probs_TBV, batch.labels_BU, frames_B, batch.label_lengths_B, blank=BLANK, reduction="sum", zero_infinity=True
+        log_probs_TBV,
+        batch.labels_BU,
+        frames_B,
+        batch.label_lengths_B,
+        blank=BLANK,
+        reduction="sum",
+        zero_infinity=True,
     )
 
 

@@ -50,7 +50,13 @@ class Reporter:
         self.title, self.total, self._start, self._started = title, total, start, time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns)
             self._task = self._bar.add_task(title, total=total, completed=start)
             self._bar.start()

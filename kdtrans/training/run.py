@@ -52,17 +52,30 @@ def train_model(
     training = config.training
     if not examples:
         raise ValueError("there is no utterance to train on: look at data/summary.json for what was dropped")
-    hours = {part: sum(e.cut.duration for e in examples if e.labelled == (part == "labelled")) / 3600 for part in ("labelled", "unlabelled")}
-    print(f"{model.num_parameters / 1e6:.2f} M parameters, {len(examples)} utterances, "
-          f"{hours['labelled']:.2f} h labelled, {hours['unlabelled']:.2f} h unlabelled, left out: {dict(dropped) or 'none'}", flush=True)
+    hours = {
+        part: sum(e.cut.duration for e in examples if e.labelled == (part == "labelled")) / 3600
+        for part in ("labelled", "unlabelled")
+    }
+    print(
+        f"{model.num_parameters / 1e6:.2f} M parameters, {len(examples)} utterances, "
+        f"{hours['labelled']:.2f} h labelled, {hours['unlabelled']:.2f} h unlabelled, left out: {dict(dropped) or 'none'}",
+        flush=True,
+    )
     identity = {
         "config": config.model_dump(mode="json", exclude={"training": NO_IDENTITY}),
         "inputs": {path.name: sha256_file(path) for path in inputs},
     }
-    with claim(checkpoints, identity), run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record:
+    with (
+        claim(checkpoints, identity),
+        run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record,
+    ):
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         order = BatchOrder(
-            [e.cut.duration for e in examples], [e.labelled for e in examples], training.max_duration_s, unlabelled_ratio, training.seed
+            [e.cut.duration for e in examples],
+            [e.labelled for e in examples],
+            training.max_duration_s,
+            unlabelled_ratio,
+            training.seed,
         )
         features = FeatureCache(model.encoder.extract, training.cache_gb)
         trainer = Trainer(
@@ -82,6 +95,11 @@ def train_model(
             return RESUME_ME
         save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
         print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
-        record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state), "hours": hours, "dropped": dict(dropped)}
+        record |= {
+            "parameters": model.num_parameters,
+            "fingerprint": fingerprint(state),
+            "hours": hours,
+            "dropped": dict(dropped),
+        }
         record |= {"step": step, "dev_wer": wer}
     return 0

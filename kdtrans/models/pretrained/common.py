@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtrans.contracts import SAMPLE_RATE
+from kdtrans.models.transducer import Encoder
 
 SHORTEST = SAMPLE_RATE // 20  # 50 ms: every front-end makes two frames of 20 ms of it, hence one of 40 ms
 
@@ -36,8 +37,8 @@ class Pooling(nn.Module):
         return pooled, lengths_B // 2
 
 
-class PretrainedEncoder(nn.Module):
-    """Base of the pre-trained encoders; with `extract` it keeps to the `Encoder` protocol of `models.transducer`.
+class PretrainedEncoder(Encoder):
+    """Base of the pre-trained encoders.
 
     A subclass builds its network, then implements `extract`, `extractor_parameters` and `encode_20ms`.
     """
@@ -50,10 +51,6 @@ class PretrainedEncoder(nn.Module):
     def forward(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Zero-padded features and lengths -> (B, T, E) at 40 ms and lengths; frames beyond a length mean nothing."""
         return self.pooling(*self.encode_20ms(features_BFC, lengths_B))
-
-    def extract(self, waveform_S: Tensor) -> Tensor:
-        """Features (F, C) of one utterance at 16 kHz, without trainable parameters."""
-        raise NotImplementedError
 
     def encode_20ms(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """The network's own output (B, T, E) at 20 ms and lengths; masks its input in training mode."""

@@ -36,7 +36,10 @@ def test_path_from_frames_inverts_emission_frames() -> None:
 
 def test_path_from_frames_ignores_padding() -> None:
     path = path_from_frames(
-        torch.tensor([[7, 8, 9], [7, 5, 5]]), torch.tensor([[0, 0, 2], [1, 9, 9]]), torch.tensor([3, 2]), torch.tensor([3, 1])
+        torch.tensor([[7, 8, 9], [7, 5, 5]]),
+        torch.tensor([[0, 0, 2], [1, 9, 9]]),
+        torch.tensor([3, 2]),
+        torch.tensor([3, 1]),
     )
     assert path[0].tolist() == [7, 8, 0, 0, 9, 0]
     assert path[1, :3].tolist() == [0, 7, 0]

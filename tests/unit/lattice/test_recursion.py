@@ -14,7 +14,9 @@ VOCAB = 5
 def grids(seed: int, frames: list[int], lengths: list[int], scale: float = 3.0) -> tuple[torch.Tensor, ...]:
     """Random logits of a padded batch, with its labels and lengths."""
     generator = torch.Generator().manual_seed(seed)
-    logits = scale * torch.randn(len(frames), max(frames), max(lengths) + 1, VOCAB, generator=generator, dtype=torch.float64)
+    logits = scale * torch.randn(
+        len(frames), max(frames), max(lengths) + 1, VOCAB, generator=generator, dtype=torch.float64
+    )
     labels = torch.randint(1, VOCAB, (len(frames), max(lengths)), generator=generator)
     return logits, labels, torch.tensor(frames), torch.tensor(lengths)
 

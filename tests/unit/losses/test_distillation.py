@@ -58,7 +58,9 @@ def test_gathered_equals_indexed_to_the_bit(student: tuple[Joiner, Tensor, Tenso
     indexed = one_best_loss(grid[targets.utterance_N, targets.t_N, targets.u_N], targets, config, B)
 
     assert torch.equal(gathered, indexed)
-    for ours, theirs in zip(torch.autograd.grad(gathered, parameters), torch.autograd.grad(indexed, parameters), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(gathered, parameters), torch.autograd.grad(indexed, parameters), strict=True
+    ):
         # Sums over nodes run in another order in the grid's matrix product.
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -108,7 +110,9 @@ def test_gradient_by_finite_differences() -> None:
     direction = torch.randn_like(logits)
     step = 1e-2
     with torch.no_grad():
-        up, down = (one_best_loss(logits + sign * step * direction, targets, KdConfig(weight=1.0), B) for sign in (1, -1))
+        up, down = (
+            one_best_loss(logits + sign * step * direction, targets, KdConfig(weight=1.0), B) for sign in (1, -1)
+        )
     assert float((up - down) / (2 * step)) == pytest.approx(float((gradient * direction).sum()), rel=1e-2)
 
 

@@ -47,7 +47,10 @@ def test_padding_and_order_do_not_matter() -> None:
     torch.testing.assert_close(transducer_loss(noisy, noisy_labels, T, U), together)
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(transducer_loss(logits[order], labels[order], T[order], U[order]), together[order])
-    alone = [transducer_loss(logits[b : b + 1, : T[b], : U[b] + 1], labels[b : b + 1, : U[b]], T[b : b + 1], U[b : b + 1]) for b in range(3)]
+    alone = [
+        transducer_loss(logits[b : b + 1, : T[b], : U[b] + 1], labels[b : b + 1, : U[b]], T[b : b + 1], U[b : b + 1])
+        for b in range(3)
+    ]
     torch.testing.assert_close(torch.cat(alone), together)
 
 
