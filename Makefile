@@ -43,7 +43,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
-	$(BIN)/snakefmt --check --line-length 120 Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow
 
 # The newest versions that pyproject.toml allows, in an environment of their own.
 lock:

@@ -1,4 +1,4 @@
-"""The command line: `kdtrans <stage> ...`. A command is a function's signature; a stage is imported when it is called."""
+"""The command line: `kdtrans <stage> ...`. A function's signature is its command; a stage is imported when called."""
 
 from __future__ import annotations
 

@@ -11,11 +11,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from kdtrans import __version__
 
 RECORDED_PACKAGES = ("kdtrans", "torch", "torchaudio", "transformers", "lhotse", "pyarrow", "sentencepiece", "jiwer")
 
@@ -72,7 +74,16 @@ def code_revision() -> str:
         command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return f"v{_version('kdtrans')}"
+        return f"v{__version__}"
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of those of RECORDED_PACKAGES that are installed."""
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 @contextmanager
@@ -103,19 +114,12 @@ def run_record(
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "code_revision": code_revision(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "packages": package_versions(),
         "config": config,
         "inputs": {str(path): sha256_file(path) for path in inputs or [] if Path(path).is_file()},
         **extra,
     }
     write_json(f"{artifact}.run.json", record)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _fsync(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -31,6 +31,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _without_nulls(entries: Any) -> Any:
+    """Null takes an entry away: a preset is laid over config.yaml key by key, so it cannot just leave one out."""
+    if not isinstance(entries, dict):
+        return entries
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
 # ---------------------------------------------------------------------------------------------------------------- data
 class SynthConfig(Section):
     """The embedded corpus: sentences of a small grammar, read by seeded espeak-ng voices."""
@@ -38,15 +45,15 @@ class SynthConfig(Section):
     seed: int = 1
     voices: Annotated[int, Field(ge=8)] = 72
     """Number of speakers; no speaker is in two splits."""
-    labelled_min: float = 12.0
+    labelled_min: float = 15.0
     """Minutes of labelled training speech."""
     unlabelled_min: float = 60.0
     """Minutes of unlabelled training speech."""
-    dev_min: float = 5.0
+    dev_min: float = 4.0
     """Minutes of development speech."""
-    test_min: float = 10.0
+    test_min: float = 8.0
     """Minutes of test speech."""
-    noise_snr_db: tuple[float, float] = (10.0, 30.0)
+    noise_snr_db: tuple[float, float] = (15.0, 35.0)
     """Range of the signal-to-noise ratio of the noise that is mixed in, dB."""
     lm_sentences: int = 4000
     """Sentences of the grammar, read by nobody, written for the language model."""
@@ -65,7 +72,8 @@ class SplitConfig(Section):
     def _fits(self) -> SplitConfig:
         if self.dev_fraction + self.labelled_fraction > 1.0 and self.dev_fraction > 0:
             raise ValueError(
-                f"dev_fraction {self.dev_fraction} + labelled_fraction {self.labelled_fraction} exceeds 1: lower one of them"
+                f"dev_fraction {self.dev_fraction} + labelled_fraction {self.labelled_fraction} exceeds 1: "
+                "lower one of them"
             )
         return self
 
@@ -98,7 +106,7 @@ class CorpusConfig(Section):
     dev: list[str] = ["dev"]
     """The corpus's parts used for development; may be empty if split.dev_fraction > 0."""
     test: dict[Name, list[str]] = {"test": ["test"]}
-    """Test sets: name -> the corpus's parts."""
+    """Test sets: name -> the corpus's parts; null takes one away."""
     split: SplitConfig = SplitConfig()
     checks: ChecksConfig = ChecksConfig()
     min_duration_s: float = 0.3
@@ -106,6 +114,8 @@ class CorpusConfig(Section):
     num_shards: Positive = 4
     """Manifest shards of the training split; the target shards are one to one with them."""
     synth: SynthConfig = SynthConfig()
+
+    _test = field_validator("test", mode="before", json_schema_input_type=dict[Name, list[str] | None])(_without_nulls)
 
     @model_validator(mode="after")
     def _roles(self) -> CorpusConfig:
@@ -201,6 +211,8 @@ class TrainingConfig(Section):
     """Padded seconds of audio in a batch."""
     accumulate: Positive = 1
     """Batches an update."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for the encoder's matrices, AdamW for the rest; learns faster from scratch, AdamW is for fine-tuning."""
     lr: Annotated[float, Field(gt=0)] = 2.0e-3
     """Peak learning rate."""
     encoder_lr_scale: Annotated[float, Field(gt=0)] = 1.0
@@ -277,7 +289,7 @@ class StudentConfig(Section):
     unlabelled: bool = False
     """Train on unlabelled audio too, with the teacher's pseudo text."""
     unlabelled_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Hours of unlabelled audio for each hour of labelled audio in the stream of batches; null: as the corpus has it."""
+    """Hours of unlabelled audio for each labelled hour in the stream of batches; null: as the corpus has it."""
     min_confidence: Fraction = 0.0
     """Pseudo-labelled utterances whose path posterior is lower are left out."""
     kd: KdConfig = KdConfig()
@@ -326,10 +338,15 @@ class DecodeConfig(Section):
         "greedy": SearchConfig(),
         "beam_lm": SearchConfig(type="beam", lm=True),
     }
+    """Searches: name -> how it decodes; null takes one away."""
     lm_weights: list[float] = [0.0, 0.1, 0.2, 0.3, 0.45, 0.6]
     """Weights tried on dev for each system; the best is frozen for the test sets."""
     max_duration_s: float = 120.0
     """Padded seconds of audio in a batch."""
+
+    _searches = field_validator("searches", mode="before", json_schema_input_type=dict[Name, SearchConfig | None])(
+        _without_nulls
+    )
 
 
 class ReportConfig(Section):
@@ -356,9 +373,13 @@ class Config(Section):
         "kd": {"kd": {"weight": 0.5}},
         "kd_unlabelled": {"unlabelled": True, "kd": {"weight": 0.5}},
     }
-    """Student systems: name -> what differs from `student`."""
+    """Student systems: name -> what differs from `student`; null takes one away."""
     decode: DecodeConfig = DecodeConfig()
     report: ReportConfig = ReportConfig()
+
+    _named = field_validator("systems", mode="before", json_schema_input_type=dict[Name, dict[str, Any] | None])(
+        _without_nulls
+    )
 
     @model_validator(mode="after")
     def _systems(self) -> Config:

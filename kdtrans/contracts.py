@@ -16,6 +16,8 @@ No torch here: scoring, reporting and the workflow import this module.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ TARGETS_VERSION = 1
 
 
 class ContractError(ValueError):
-    """A file that does not keep its contract, or belongs to another teacher or tokenizer; names the file and both values."""
+    """A file that breaks its contract, or belongs to another teacher or tokenizer; names the file and both values."""
 
 
 TARGETS = pa.schema(
@@ -134,6 +136,23 @@ class TargetsFooter:
 
 
 MODEL_KEYS = ("kind", "config", "vocab_size", "tokenizer_sha256", "fingerprint", "step", "dev_wer", "state_dict")
+
+
+def read_manifest_lines(path: Path | str) -> list[str]:
+    """Read the lines of a manifest file, a cut each.
+
+    Raises:
+        ContractError: naming the file that is missing or not whole.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return list(file)
+    except FileNotFoundError:
+        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ContractError(
+            f"{path} is not a whole manifest ({error}): delete it and rerun the stage that makes it"
+        ) from None
 
 
 def write_table(table: pa.Table, path: Path | str, metadata: dict[str, str] | None = None, **options: Any) -> None:

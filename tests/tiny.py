@@ -1,4 +1,4 @@
-"""A toy corpus and toy settings: seconds of training on one core, for tests of the machinery rather than of accuracy."""
+"""A toy corpus and toy settings: seconds of training on one core, for tests of the machinery, not of accuracy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ STUDENT = {
     "joiner_dim": 8,
     "unlabelled": True,
     "kd": {"weight": 0.5},
-    "training": {"updates": 12, "max_duration_s": 4.0, "evaluate_every": 6, "log_every": 2, "checkpoint_every": 2},
+    "training": {
+        "optimizer": "muon",
+        "updates": 12,
+        "max_duration_s": 4.0,
+        "evaluate_every": 6,
+        "log_every": 2,
+        "checkpoint_every": 2,
+    },
 }
 TARGETS = {"top_k": 4, "search": {"max_symbols": 1}, "max_duration_s": 4.0}
 

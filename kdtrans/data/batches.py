@@ -101,13 +101,13 @@ class BatchOrder:
 
     def stream(self, start: Position = (0, 0)) -> Iterator[tuple[Position, list[int]]]:
         """Batches without end from a position, each with the position after it."""
-        epoch, index = start
+        epoch, first = start
         while True:
             batches = self.epoch(epoch)
-            for index in range(index, len(batches)):
+            for index in range(first, len(batches)):
                 after = (epoch, index + 1) if index + 1 < len(batches) else (epoch + 1, 0)
                 yield after, batches[index]
-            epoch, index = epoch + 1, 0
+            epoch, first = epoch + 1, 0
 
     def _members(self, random: np.random.Generator) -> np.ndarray:
         everything = np.arange(len(self.seconds))

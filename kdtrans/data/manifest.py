@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
 
 from kdtrans.artifacts import write_whole
-from kdtrans.contracts import ContractError
+from kdtrans.contracts import ContractError, read_manifest_lines
 
 
 def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
@@ -28,7 +27,7 @@ def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
     cuts: list[MonoCut] = []
     seen: dict[str, Path] = {}
     for path in paths:
-        for number, line in enumerate(_lines(Path(path)), 1):
+        for number, line in enumerate(read_manifest_lines(path), 1):
             cut = _parse(line, f"{path}:{number}")
             if cut.id in seen:
                 raise ContractError(f"{path}:{number}: id '{cut.id}' is already in {seen[cut.id]}: ids must be unique")
@@ -57,18 +56,6 @@ def text_of(cut: MonoCut) -> str | None:
 def speaker_of(cut: MonoCut) -> str:
     """The cut's speaker."""
     return cut.supervisions[0].speaker
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return list(file)
-    except FileNotFoundError:
-        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ContractError(
-            f"{path} is not a whole manifest ({error}): delete it and rerun the stage that makes it"
-        ) from None
 
 
 def _parse(line: str, where: str) -> MonoCut:

@@ -1,6 +1,6 @@
 """Exact sums and maxima over all paths of a transducer's grid, frame by frame, in fp64.
 
-Within a frame the recursion along u is a cumulative operation. With c_u = sum of the label log-probs of frame t below u,
+Within a frame the recursion along u is a cumulative operation. With c_u = sum of frame t's label log-probs below u,
 
     alpha(t, u) = c_u + logcumsumexp_{u' <= u}( alpha(t-1, u') + blank(t-1, u') - c_u' )
 
@@ -70,7 +70,7 @@ def viterbi(
         lengths_B: number of labels of each utterance.
 
     Returns:
-        Paths (B, max N) of which the first frames_B + lengths_B tokens are real, and their log-probabilities (B,), fp64.
+        Paths (B, max N), of which the first frames_B + lengths_B tokens are real, and log-probabilities (B,), fp64.
     """
     blank, offset = blank_BTU.double(), _label_offsets(label_BTU)
     batch, num_frames, _ = blank.shape

@@ -58,7 +58,7 @@ def gather_logits(
 
 
 def one_best_loss(logits_NV: Tensor, targets: NodeTargets, config: KdConfig, batch: int) -> Tensor:
-    """KL from the teacher's to the student's distribution over the stored classes and, unless they are all, a tail class.
+    """KL from the teacher's to the student's distribution over the stored classes and, for all others, a tail class.
 
     Args:
         logits_NV: the student's logits at the targets' nodes.

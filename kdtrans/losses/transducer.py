@@ -1,4 +1,6 @@
-"""The transducer loss -log P(y | x) in plain torch: exact, fp64 lattice, one logits-sized buffer (Graves 2012, arXiv 1211.3711).
+"""The transducer loss -log P(y | x) in plain torch (Graves 2012, arXiv 1211.3711).
+
+Exact: the lattice is fp64. Lean: there is one buffer of the logits' size.
 
 Shapes: B utterances, T frames, U labels, V vocabulary with blank = 0.
 """

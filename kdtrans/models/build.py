@@ -25,7 +25,7 @@ def build_teacher(config: TeacherConfig, vocab_size: int) -> Transducer:
 
 
 def teacher_groups(model: Transducer, config: TeacherConfig) -> list[dict[str, Any]]:
-    """Optimiser groups of a teacher: a slow encoder that thaws late, its feature extractor perhaps never, a fast rest."""
+    """A teacher's optimiser groups: a slow encoder that thaws late, its extractor perhaps never, and a fast rest."""
     encoder = model.encoder
     assert isinstance(encoder, PretrainedEncoder)
     extractor = {id(p) for p in encoder.extractor_parameters()} if config.freeze_extractor else set()

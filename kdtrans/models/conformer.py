@@ -1,18 +1,20 @@
-"""Conformer encoder (Gulati et al. 2020, arXiv 2005.08100) with rotary relative positions (Li et al. 2021, arXiv 2107.05907).
+"""Conformer encoder (Gulati et al. 2020, arXiv 2005.08100) with rotary positions (Li et al. 2021, arXiv 2107.05907).
 
-Convolution modules use layer norm instead of batch norm, and everything is masked, so that padding never changes a result.
+Convolution modules use layer norm, not batch norm, and everything is masked: padding never changes a result.
 
 Shapes: B utterances, F feature frames (10 ms), T encoder frames (40 ms), C mel channels, D width, H heads.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdtrans.config import ConformerConfig, MaskingConfig
-from kdtrans.models.features import LogMel
+from kdtrans.models.features import log_mel
 from kdtrans.models.masking import mask
 from kdtrans.models.transducer import Encoder
 
@@ -26,7 +28,6 @@ class ConformerEncoder(Encoder):
     def __init__(self, config: ConformerConfig, masking: MaskingConfig) -> None:
         super().__init__()
         self.dim, self.masking = config.dim, masking
-        self.log_mel = LogMel(MEL_CHANNELS)
         self.subsampling = Subsampling(config.subsampling_channels, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.layers))
@@ -34,7 +35,7 @@ class ConformerEncoder(Encoder):
 
     def extract(self, waveform_S: Tensor) -> Tensor:
         """Log-mel features (F, C) of one utterance at 16 kHz; F = round(S / 160)."""
-        return self.log_mel(waveform_S)
+        return log_mel(waveform_S, MEL_CHANNELS)
 
     def forward(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Padded features (B, F, C) and lengths -> (B, T, D) and lengths; T = ceil(ceil(F / 2) / 2)."""
@@ -56,7 +57,7 @@ class Subsampling(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(1, channels, 3, stride=2, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.output = nn.Linear(channels * (-(-MEL_CHANNELS // 4)), dim)
+        self.output = nn.Linear(channels * math.ceil(MEL_CHANNELS / 4), dim)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +101,7 @@ def feed_forward(config: ConformerConfig) -> nn.Sequential:
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention whose queries and keys are rotated by their frame: scores see relative positions only."""
+    """Self-attention whose queries and keys are rotated by their frame, so that scores see relative positions only."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()

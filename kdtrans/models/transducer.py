@@ -26,7 +26,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Zero-padded features and their lengths -> (B, T, E) at 40 ms and lengths; padding does not change a result."""
+        """Zero-padded features and lengths -> (B, T, E) at 40 ms and lengths; padding does not change a result."""
         raise NotImplementedError
 
 

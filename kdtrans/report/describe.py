@@ -64,6 +64,10 @@ def describe_targets(path: Path, pieces: Sequence[str] | None = None) -> Descrip
         top_k, shift_ms = int(footer["top_k"]), int(footer.get("frame_shift_ms", "40"))
     except (KeyError, ValueError) as error:
         raise ContractError(f"{path}: the footer's top_k or frame_shift_ms is missing or no number ({error})") from None
+    if pieces is not None and len(pieces) != int(footer.get("vocab_size", len(pieces))):
+        raise ContractError(
+            f"{path} was made with {footer['vocab_size']} pieces, the tokenizer given has {len(pieces)}: give its own"
+        )
     best = table.filter(pc.equal(table["rank"], 0))
     hours = best["num_frames"].to_numpy().sum(dtype=np.int64) * shift_ms / 3.6e6
     size, nodes = path.stat().st_size / 1e6, len(table["path"].combine_chunks().flatten())

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from string import Template
 from typing import Any
 
-from kdtrans.artifacts import RECORDED_PACKAGES
+from kdtrans.artifacts import package_versions
 from kdtrans.report.curves import Metrics, training_figures
 from kdtrans.report.diagnostics import PseudoLabels, worst_utterances
 from kdtrans.report.plots import bar
@@ -157,7 +156,7 @@ def worst_section(results: Results) -> str:
 
 def provenance(material: Material) -> str:
     """What made this page."""
-    packages = ", ".join(f"{name} {found}" for name in RECORDED_PACKAGES if (found := _version(name)))
+    packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     scores = [row.score for row in material.results.rows]
     scored = ", ".join(dict.fromkeys(f"{score.testset} ({score.words:,} words)" for score in scores))
     items = {
@@ -185,10 +184,3 @@ def _count(entry: Mapping[str, Any], key: str) -> str:
 
 def _mean(entry: Mapping[str, Any], key: str) -> str:
     return f"{entry[key]:.4f} on average" if entry.get(key) is not None else NONE
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdtrans.contracts import ContractError
+from kdtrans.contracts import ContractError, read_manifest_lines
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def read_references(paths: Iterable[Path]) -> dict[str, Reference]:
     """
     references: dict[str, Reference] = {}
     for path in paths:
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in enumerate(read_manifest_lines(path), 1):
             utt_id, reference = _parse(line, f"{path}:{number}")
             if utt_id in references:
                 raise ContractError(f"{path}:{number}: id '{utt_id}' appears twice: ids must be unique")
@@ -67,18 +65,6 @@ def match_hypotheses(hypotheses: pa.Table, references: dict[str, Reference], sou
     if messages:
         raise ContractError(f"{source}: {'; '.join(messages)}: decode and score the same, labelled manifest")
     return {utt_id: found[utt_id] or "" for utt_id in references}
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return file.read().splitlines()
-    except FileNotFoundError:
-        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ContractError(
-            f"{path} is not a whole manifest ({error}): delete it and rerun the stage that makes it"
-        ) from None
 
 
 def _parse(line: str, where: str) -> tuple[str, Reference]:

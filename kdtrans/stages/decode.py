@@ -41,7 +41,6 @@ def main(
     import time
 
     import pyarrow as pa
-    import torch
 
     from kdtrans import config as configuration
     from kdtrans.artifacts import read_json, run_record
@@ -50,7 +49,7 @@ def main(
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.ngram import Ngram
     from kdtrans.search.search import search as decode
-    from kdtrans.training.checkpoint import load_model
+    from kdtrans.training.checkpoint import load_model, pick_device
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
@@ -59,7 +58,7 @@ def main(
     inputs = [model, *cuts, tokenizer, *(path for path in (lm, lm_weight) if path)]
     with run_record(out, "decode", {"search": search, **chosen.model_dump(mode="json")}, inputs) as record:
         pieces = Tokenizer(tokenizer)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device()
         system = load_model(model, pieces).to(device)
         fusion = Ngram(lm, pieces).to(device) if chosen.lm and lm else None
         weight = float(read_json(lm_weight)["lm_weight"]) if chosen.lm and lm_weight else 0.0

@@ -18,8 +18,6 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
     """
     import time
 
-    import torch
-
     from kdtrans import config as configuration
     from kdtrans.artifacts import code_revision, run_record, sha256_file
     from kdtrans.contracts import TargetsFooter
@@ -29,7 +27,7 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
     from kdtrans.models.ngram import Ngram
     from kdtrans.targets.make import make_targets
     from kdtrans.targets.shards import Target, write_shard
-    from kdtrans.training.checkpoint import load_model
+    from kdtrans.training.checkpoint import load_model, pick_device
     from kdtrans.training.progress import Reporter
 
     settings = configuration.read(configuration.TargetsConfig, config)
@@ -38,7 +36,7 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
     inputs = [model, cuts, tokenizer, *([lm] if lm else [])]
     with run_record(out, "dump", settings.model_dump(mode="json"), inputs) as record:
         pieces = Tokenizer(tokenizer)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device()
         teacher = load_model(model, pieces).to(device)
         fusion = Ngram(lm, pieces).to(device) if settings.search.lm and lm else None
         utterances = read_cuts([cuts])

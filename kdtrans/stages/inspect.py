@@ -70,11 +70,12 @@ def _describe_checkpoint(file: Path) -> Description:
     from kdtrans.training.checkpoint import load_torch, read_model
 
     content = load_torch(file)
-    if "optimizer" in content:
-        step, (best_step, best_wer) = content["step"], content["best"]
+    if "average" in content:
+        step, weights = content["step"], content["average"]
+        best_step, best_wer = content.get("best", (step, content.get("dev_wer")))
         facts = {"step": f"{step:,}", "lowest dev WER": f"{best_wer:.2f} % at step {best_step:,}"}
-        description = Description("training state", f"step {step}, to resume from", facts)
-        weights = content["model"]
+        purpose = "to resume from" if "optimizers" in content else "the best so far"
+        description = Description("training state", f"step {step}, {purpose}", facts)
     else:
         content = read_model(file)
         line = f"{content['kind']}, step {content['step']}, dev WER {content['dev_wer']:.2f} %"

@@ -17,8 +17,6 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
         lm: ARPA file.
         out: JSON to write: the weight, and the WER of every weight tried.
     """
-    import torch
-
     from kdtrans import config as configuration
     from kdtrans.artifacts import run_record, write_json
     from kdtrans.data.manifest import read_cuts, text_of
@@ -27,7 +25,7 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
     from kdtrans.scoring.wer import word_error_rate
     from kdtrans.search.search import search as decode
     from kdtrans.stages.decode import encoded_batches, search_named
-    from kdtrans.training.checkpoint import load_model
+    from kdtrans.training.checkpoint import load_model, pick_device
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
@@ -36,7 +34,7 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
     facts = {"search": search, **chosen.model_dump(mode="json"), "lm_weights": settings.lm_weights}
     with run_record(out, "tune-lm", facts, [model, *cuts, tokenizer, lm]):
         pieces = Tokenizer(tokenizer)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device()
         system = load_model(model, pieces).to(device)
         fusion = Ngram(lm, pieces).to(device)
         dev = [cut for cut in read_cuts(cuts) if text_of(cut)]

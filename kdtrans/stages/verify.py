@@ -44,7 +44,8 @@ def main(targets: list[Path], cuts: list[Path], model: Path, tokenizer: Path, ou
                 print(f"kdtrans verify: {error}", file=sys.stderr)
         if broken:
             raise ValueError(
-                f"{len(broken)} of {len(targets)} shards are bad: rm {' '.join(map(str, broken))} and run snakemake again"
+                f"{len(broken)} of {len(targets)} shards are bad: "
+                f"rm {' '.join(map(str, broken))} and run snakemake again"
             )
         write_json(out, index_of(facts, footer))
     print(f"{len(facts)} shards are sound: {sum(f.utterances for f in facts.values())} utterances", flush=True)

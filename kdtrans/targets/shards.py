@@ -1,4 +1,4 @@
-"""Target shards: the teacher's one-best paths and the distributions at their nodes, as plain Parquet (contracts.TARGETS).
+"""Target shards: the teacher's one-best paths and the distributions at their nodes, in Parquet (contracts.TARGETS).
 
 Shapes: N = T + U path nodes, K stored classes a node.
 """
@@ -65,12 +65,12 @@ class Target:
             t_N=t_N - frame_offset,
             u_N=u_N,
             ids_NK=torch.from_numpy(self.topk_ids.astype(np.int64)),
-            logp_NK=torch.from_numpy(self.topk_logp),
+            logp_NK=torch.tensor(self.topk_logp),
         )
 
 
 def write_shard(targets: list[Target], footer: TargetsFooter, path: Path) -> None:
-    """Write a whole shard; list columns are byte-stream-split where that compresses better."""
+    """Write a whole shard; encodings that DuckDB, pandas and polars all read."""
     rows = {
         "utt_id": [t.utt_id for t in targets],
         "rank": [t.rank for t in targets],
@@ -93,7 +93,6 @@ def write_shard(targets: list[Target], footer: TargetsFooter, path: Path) -> Non
         metadata,
         row_group_size=ROW_GROUP,
         use_dictionary=["origin"],
-        column_encoding={"topk_logp.list.element": "BYTE_STREAM_SPLIT"},
     )
 
 

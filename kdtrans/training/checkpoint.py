@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -31,13 +31,18 @@ logger = logging.getLogger(__name__)
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
-    """Hex SHA-256 over names, shapes, types and bytes of all weights: the identity of a model, whatever file holds it."""
+    """Hex SHA-256 over names, shapes, types and bytes of all weights: a model's identity, whatever file holds it."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def pick_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def save_torch(value: Any, path: Path) -> None:
@@ -92,8 +97,8 @@ def read_model(path: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]
         raise ContractError(f"{path} lacks {sorted(missing)}: it is not a model of this workflow")
     if tokenizer is not None and content["tokenizer_sha256"] != tokenizer.sha256:
         raise ContractError(
-            f"{path} was trained with tokenizer {content['tokenizer_sha256'][:12]}, this run uses {tokenizer.sha256[:12]}: "
-            "train it again or give its tokenizer"
+            f"{path} was trained with tokenizer {content['tokenizer_sha256'][:12]}, this run uses "
+            f"{tokenizer.sha256[:12]}: train it again or give its tokenizer"
         )
     return content
 
@@ -112,24 +117,26 @@ def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
 
 
 @contextmanager
-def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Iterator[None]:
+def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Iterator[bool]:
     """Hold a checkpoint folder for one trainer at a time, and for one identity at a time.
 
-    A second trainer (a rerun of a workflow whose driver was killed while its job lives on) waits for the first. A folder
-    that belongs to other settings or data is moved aside, so that a changed configuration never resumes an old model.
+    A second trainer (a rerun of a workflow whose driver was killed while its job lives on) waits for the first. A
+    folder of other settings or data is moved aside, so that a changed configuration never resumes an old model.
 
     Args:
         folder: the checkpoint folder.
         identity: configuration and input hashes, as JSON values.
         wait_s: seconds to wait for another trainer.
 
+    Yields:
+        Whether another trainer had to be waited for, which may have finished the work.
+
     Raises:
         ValueError: when another trainer still holds the folder after that.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder.with_name(f".{folder.name}.lock"), "w")
-    try:
-        _lock(lock, folder, wait_s)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+        waited = _lock(lock, folder, wait_s)
         known = folder / "identity.json"
         if known.exists() and json.loads(known.read_text()) != identity:
             aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
@@ -137,21 +144,22 @@ def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Ite
             folder.mkdir()
             logger.info("settings or data changed: the old checkpoints are in %s", aside)
         write_json(known, identity)
-        yield
-    finally:
-        lock.close()
+        yield waited
 
 
-def _lock(lock: Any, folder: Path, wait_s: float) -> None:
+def _lock(lock: IO[str], folder: Path, wait_s: float) -> bool:
+    """Lock, waiting if need be; returns whether it had to."""
     deadline = time.monotonic() + wait_s
+    waited = False
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return waited
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise ValueError(
                     f"{folder}: another trainer has held this folder for {wait_s:.0f} s: stop it first"
                 ) from None
+            waited = True
             logger.info("waiting for another trainer in %s", folder)
             time.sleep(min(5.0, wait_s))

@@ -20,11 +20,11 @@ from kdtrans.config import TrainingConfig
 from kdtrans.data.batches import Batch, TrainingBatches
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.checkpoint import load_torch, save_torch
+from kdtrans.training.optimizers import ParameterGroup, build_optimizers
 from kdtrans.training.progress import MetricsLog, Reporter
 from kdtrans.training.schedule import WeightAverage, tri_stage
 
 Losses = dict[str, Tensor]  # 'loss' is what is minimised; the others are reported
-ParameterGroup = dict[str, Any]
 
 
 class OutOfTimeError(Exception):
@@ -59,9 +59,7 @@ class Trainer:
         """Train to the end; returns the averaged weights with the lowest dev WER, their update and that WER (%)."""
         started = time.monotonic()
         device = next(self.model.parameters()).device
-        self.optimizer = torch.optim.AdamW(
-            self._optimizer_groups(), lr=self.config.lr, weight_decay=self.config.weight_decay
-        )
+        self.optimizers = build_optimizers(self.model, self.groups, self.config)
         self.average = WeightAverage(self.model, self.config.ema_decay)
         step, position, best = self._resume()
         metrics = MetricsLog(self.folder, step)
@@ -85,15 +83,16 @@ class Trainer:
             sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
             )
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.average.update(self.model, step)
             step += 1
 
             if step % self.config.log_every == 0:
                 elapsed = time.monotonic() - window
                 row = {name: value / (step - logged) for name, value in sums.items()}
-                row |= {"lr": self.optimizer.param_groups[0]["lr"], "audio_per_second": seconds / elapsed}
+                row |= {"lr": self.optimizers[0].param_groups[0]["lr"], "audio_per_second": seconds / elapsed}
                 row |= {"seconds": time.monotonic() - started}
                 metrics.write(step, row)
                 facts = " ".join(f"{name} {row[name]:.3f}" for name in losses)
@@ -105,7 +104,7 @@ class Trainer:
                 reporter.update(step, f"dev WER {wer:.2f} %")
                 if wer < best[1]:
                     best = (step, wer)
-                    save_torch(self.average.state, self.folder / "best.pt")
+                    save_torch({"average": self.average.state, "step": step, "dev_wer": wer}, self.folder / "best.pt")
                 window = time.monotonic()
             out_of_time = self.max_seconds is not None and time.monotonic() - started > self.max_seconds
             if step % self.config.checkpoint_every == 0 or step == self.config.updates or out_of_time:
@@ -113,17 +112,11 @@ class Trainer:
             if out_of_time and step < self.config.updates:
                 raise OutOfTimeError(f"stopped at update {step} of {self.config.updates}")
         reporter.close()
-        return load_torch(self.folder / "best.pt"), best[0], best[1]
-
-    def _optimizer_groups(self) -> list[ParameterGroup]:
-        # An empty group would be refused by the optimiser.
-        return [
-            {**group, "lr": self.config.lr * group.get("lr_scale", 1.0)} for group in self.groups if group["params"]
-        ]
+        return load_torch(self.folder / "best.pt")["average"], best[0], best[1]
 
     def _prepare_groups(self, step: int) -> None:
         """Set this update's learning rates, and thaw what was frozen at first."""
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.config.lr * group.get("lr_scale", 1.0) * tri_stage(step, self.config)
             for parameter in group["params"]:
                 parameter.requires_grad_(step >= group.get("freeze_updates", 0))
@@ -140,7 +133,7 @@ class Trainer:
     def _save(self, step: int, position: tuple[int, int], best: tuple[int, float]) -> None:
         content = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.state,
             "step": step,
             "position": list(position),
@@ -155,7 +148,8 @@ class Trainer:
             return 0, (0, 0), (0, float("inf"))
         content = load_torch(path)
         self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.average.state = content["average"]
         print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
         epoch, index = content["position"]
@@ -182,5 +176,6 @@ def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
     if bad:
         raise ValueError(
             f"update {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())} for utterances "
-            f"{', '.join(batch.utt_ids)}; the checkpoint before is untouched: lower training.lr or look at these utterances"
+            f"{', '.join(batch.utt_ids)}; the checkpoint before is untouched: "
+            "lower training.lr or look at these utterances"
         )

@@ -74,7 +74,7 @@ def on_student_grid(batch: Batch, frames_B: Tensor, shift: int) -> NodeTargets:
     if int(apart_B.max()) > MOST_FRAMES_APART:
         worst = int(apart_B.argmax())
         raise ValueError(
-            f"utterance {batch.utt_ids[worst]}: the target has {int(batch.teacher_frames_B[worst])} frames and the student "
-            f"{int(frames_B[worst])}: the targets belong to other audio; dump them again"
+            f"utterance {batch.utt_ids[worst]}: the target has {int(batch.teacher_frames_B[worst])} frames and the "
+            f"student {int(frames_B[worst])}: the targets belong to other audio; dump them again"
         )
     return batch.targets.shifted(shift, frames_B)

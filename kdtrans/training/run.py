@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import torch
 from lhotse import MonoCut
 
 from kdtrans.artifacts import run_record, sha256_file
@@ -14,14 +14,18 @@ from kdtrans.config import KdConfig, StudentConfig, TeacherConfig
 from kdtrans.data.batches import BatchOrder, Example, FeatureCache, TrainingBatches
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.transducer import Transducer
-from kdtrans.training.checkpoint import claim, fingerprint, save_model
+from kdtrans.training.checkpoint import claim, fingerprint, pick_device, save_model
 from kdtrans.training.evaluate import dev_evaluation
-from kdtrans.training.loop import OutOfTimeError, ParameterGroup, Trainer
+from kdtrans.training.loop import OutOfTimeError, Trainer
 from kdtrans.training.losses import transducer_losses
+from kdtrans.training.optimizers import ParameterGroup
 
 RESUME_ME = 75  # EX_TEMPFAIL: the workflow's driver starts the job again
-# Settings that change speed or logging but no number: changing them resumes.
-NO_IDENTITY = {"log_every", "checkpoint_every", "workers", "cache_gb"}
+# Settings that change no number of the trained weights (speed, logging, the teacher's gate): changing them resumes.
+NO_IDENTITY: dict[str, set[str] | bool] = {
+    "training": {"log_every", "checkpoint_every", "workers", "cache_gb"},
+    "max_wer": True,
+}
 
 
 def train_model(
@@ -58,18 +62,15 @@ def train_model(
     }
     print(
         f"{model.num_parameters / 1e6:.2f} M parameters, {len(examples)} utterances, "
-        f"{hours['labelled']:.2f} h labelled, {hours['unlabelled']:.2f} h unlabelled, left out: {dict(dropped) or 'none'}",
+        f"{hours['labelled']:.2f} h labelled, {hours['unlabelled']:.2f} h unlabelled, "
+        f"left out: {dict(dropped) or 'none'}",
         flush=True,
     )
-    identity = {
-        "config": config.model_dump(mode="json", exclude={"training": NO_IDENTITY}),
-        "inputs": {path.name: sha256_file(path) for path in inputs},
-    }
-    with (
-        claim(checkpoints, identity),
-        run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record,
-    ):
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    with claim(checkpoints, identity_of(config, inputs)) as waited:
+        if waited and out.exists():
+            print(f"{out} was finished by the trainer that this one waited for", flush=True)
+            return 0
+        model.to(pick_device())
         order = BatchOrder(
             [e.cut.duration for e in examples],
             [e.labelled for e in examples],
@@ -89,17 +90,24 @@ def train_model(
             max_seconds=max_seconds,
         )
         try:
-            state, step, wer = trainer.run()
+            with run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record:
+                state, step, wer = trainer.run()
+                save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
+                record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state)}
+                record |= {"hours": hours, "dropped": dict(dropped), "step": step, "dev_wer": wer}
         except OutOfTimeError as reason:
             print(f"{reason}; run the same command to go on", file=sys.stderr)
             return RESUME_ME
-        save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
-        print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
-        record |= {
-            "parameters": model.num_parameters,
-            "fingerprint": fingerprint(state),
-            "hours": hours,
-            "dropped": dict(dropped),
-        }
-        record |= {"step": step, "dev_wer": wer}
+        # A finished run is not resumed: whoever asks for it again (snakemake --forcerun) wants it trained again.
+        for name in ("last.pt", "best.pt"):
+            (checkpoints / name).unlink()
+    print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
     return 0
+
+
+def identity_of(config: TeacherConfig | StudentConfig, inputs: list[Path]) -> dict[str, Any]:
+    """What the checkpoints of a run belong to: all settings and files that change a number of the trained weights."""
+    return {
+        "config": config.model_dump(mode="json", exclude=NO_IDENTITY),
+        "inputs": {path.name: sha256_file(path) for path in inputs},
+    }

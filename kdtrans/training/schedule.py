@@ -9,7 +9,7 @@ from kdtrans.config import TrainingConfig
 
 
 def tri_stage(step: int, config: TrainingConfig) -> float:
-    """Multiple of the peak learning rate at an update: linear warm-up, hold, exponential decay (as wav2vec 2.0's fine-tuning)."""
+    """Multiple of the peak learning rate at an update: linear warm-up, hold, exponential decay (as in wav2vec 2.0)."""
     warm, hold, _ = (phase * config.updates for phase in config.phases)
     if step < warm:
         return (step + 1) / warm

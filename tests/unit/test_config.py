@@ -24,13 +24,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """Presets take named entries away by null, as workflow/rules/common.smk has it."""
-    for section, key in ((values, "systems"), (values["corpus"], "test"), (values["decode"], "searches")):
-        section[key] = {name: entry for name, entry in section[key].items() if entry is not None}
-    return values
-
-
 def test_config_yaml_spells_out_every_default() -> None:
     assert flat(yaml.safe_load(DEFAULTS.read_text())) == flat(Config().model_dump(mode="json"))
     assert read(Config, DEFAULTS) == Config()
@@ -46,7 +39,7 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
     for variable in ("AN4_ROOT", "WHISPER_BASE", "LIBRISPEECH"):
         monkeypatch.setenv(variable, "/data")
     values = merge(yaml.safe_load(DEFAULTS.read_text()), yaml.safe_load(preset.read_text()))
-    config = validate(Config, without_nulls(values), preset.name)
+    config = validate(Config, values, preset.name)
     assert "${" not in str(config)
 
 
@@ -75,6 +68,18 @@ def test_refusals_name_the_key_and_the_value(values: dict[str, Any], said: list[
     assert str(refusal.value).startswith("my.yaml: ")
     for words in said:
         assert words in str(refusal.value)
+
+
+def test_null_takes_a_named_entry_away() -> None:
+    values = {
+        "corpus": {"test": {"test": None, "clean": ["test-clean"]}},
+        "systems": {"baseline": {}, "hard": None},
+        "decode": {"searches": {"greedy": {}, "beam_lm": None}},
+    }
+    config = validate(Config, values, "my.yaml")
+    assert config.corpus.test == {"clean": ["test-clean"]}
+    assert config.systems == {"baseline": {}}
+    assert list(config.decode.searches) == ["greedy"]
 
 
 def test_an_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

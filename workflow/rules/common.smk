@@ -1,6 +1,5 @@
 """The configuration, checked and taken apart by section, and the path of everything that rules share."""
 
-import copy
 import os
 import re
 import sys
@@ -15,19 +14,10 @@ from kdtrans.config import Config, ConfigError, validate
 # `.venv/bin/snakemake` finds `.venv/bin/kdtrans`, with the environment activated or not, here and in cluster jobs.
 os.environ |= {"PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])}
 
-
-def read_config():
-    """The checked configuration. Null takes an entry away, since Snakemake lays presets over config.yaml key by key."""
-    values = copy.deepcopy(config)
-    for section, key in ((values, "systems"), (values["corpus"], "test"), (values["decode"], "searches")):
-        section[key] = {name: entry for name, entry in section[key].items() if entry is not None}
-    try:
-        return validate(Config, values, "configuration")
-    except ConfigError as error:
-        raise WorkflowError(str(error)) from None
-
-
-CFG = read_config()
+try:
+    CFG = validate(Config, config, "configuration")
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
 
 # What each stage is given: the file's name below config/ -> its values, defaults filled in. A rule takes the values that
 # it depends on as `params: cfg`, so that a changed key reruns that stage and what follows; the files are no inputs.

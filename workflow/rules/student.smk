@@ -23,7 +23,7 @@ rule train_student:
         config=f"{R}/config/systems/{{system}}.yaml",
         cfg=lambda w: SECTIONS[f"systems/{w.system}"],
         checkpoints=f"{R}/systems/{{system}}/checkpoints",
-        targets=lambda w, input: option("--targets", input.targets) + " " + option("--index", input.index),
+        targets=lambda w, input: f"{option('--targets', input.targets)} {option('--index', input.index)}",
         budget=max_seconds,
     shell:
         "exec kdtrans train-student --config {params.config} --train {input.train}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +89,10 @@ def _not_loadable(name: str, source: str, error: Exception) -> str:
 def _load(model_class: Any, source: str, network_config: Any) -> Any:
     """The model in fp32, whatever precision its file has; refuses a file that lacks weights (they would be random)."""
     try:
-        network, report = model_class.from_pretrained(
-            source, config=network_config, dtype=torch.float32, output_loading_info=True
-        )
+        with _no_progress_bars():
+            network, report = model_class.from_pretrained(
+                source, config=network_config, dtype=torch.float32, output_loading_info=True
+            )
     except OSError as error:
         raise ValueError(f"teacher.encoder: {source}: {str(error).strip().splitlines()[0]}") from None
     missing = sorted(report["missing_keys"])
@@ -99,6 +102,20 @@ def _load(model_class: Any, source: str, network_config: Any) -> Any:
             f"'{missing[0]}': the files are incomplete or of another model; fetch them again"
         )
     return network
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep the bar of transformers' loader out of the stages' logs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _checkpoint_gradients(network: Any, config: TeacherConfig) -> None:

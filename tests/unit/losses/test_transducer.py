@@ -18,7 +18,7 @@ def twin(logits: Tensor, labels: Tensor, frames: Tensor, lengths: Tensor) -> Ten
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("frames,lengths", [([3], [2]), ([4, 2, 1], [2, 3, 0]), ([1], [3]), ([4, 4], [0, 0])])
+@pytest.mark.parametrize(("frames", "lengths"), [([3], [2]), ([4, 2, 1], [2, 3, 0]), ([1], [3]), ([4, 4], [0, 0])])
 def test_loss_and_gradient_equal_enumeration(frames: list[int], lengths: list[int]) -> None:
     logits, labels, T, U = grids(11, frames, lengths)
     logits.requires_grad_()
@@ -54,7 +54,7 @@ def test_padding_and_order_do_not_matter() -> None:
     torch.testing.assert_close(torch.cat(alone), together)
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
 def test_narrow_logits_keep_a_wide_lattice(dtype: torch.dtype, tolerance: float) -> None:
     logits, labels, T, U = grids(9, [40, 33], [12, 9], scale=1.0)
     wide = logits.to(dtype).double().requires_grad_()
@@ -77,7 +77,7 @@ def test_torchaudio_agrees() -> None:
 
 
 @pytest.mark.parametrize(
-    "change,message",
+    ("change", "message"),
     [
         (lambda x, y, t, u: (x, y[:, :1], t, u), "labels are"),
         (lambda x, y, t, u: (x, y, t + 5, u), "frames_B"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +54,7 @@ def test_masks_keep_to_the_configuration(lengths, time_masks, width_ms, channel_
             continue  # a single frame is its own mean; of a wholly masked utterance nobody can tell how it was done
         rows, channels = changed.all(1), changed.all(0)
         assert (changed == (rows[:, None] | channels)).all()  # nothing but whole frames and whole channels
-        sets = -(-length // 400)
+        sets = math.ceil(length / 400)
         assert rows.sum() <= time_masks * sets * (width_ms // 10)
         assert len(runs(rows.tolist())) <= time_masks * sets
         assert channels.sum() <= channel_masks * int(channel_width * 9)

@@ -21,7 +21,13 @@ from kdtrans.models.pretrained.whisper import WhisperEncoder
 
 MASKING = MaskingConfig()
 BUNDLES = [("Wav2Vec2", "layer_norm"), ("Wav2Vec2", "group_norm"), ("WavLM", "layer_norm")]
-NORMALISED = [("layer", None, True), ("group", None, False), ("group", True, True)]  # norm, preprocessor, expected
+NORMALISED = [  # family, norm, preprocessor, expected
+    ("wav2vec2", "layer", None, True),
+    ("hubert", "layer", None, True),
+    ("wavlm", "layer", None, True),
+    ("wav2vec2", "group", None, False),
+    ("wav2vec2", "group", True, True),
+]
 LENGTHS = (16000, 11111, 5000, 800)
 WAVEFORM_SIZES = {
     "hidden_size": 32,
@@ -105,6 +111,24 @@ def bundle(tmp_path, monkeypatch):
         return "torchaudio:WAV2VEC2_TINY", network
 
     return make
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A tiny network of each family, saved by transformers."""
+    networks = {family: tiny_network(family) for family in ("wav2vec2", "hubert", "wavlm")}
+    networks["whisper"] = tiny_whisper()
+    saved = {}
+    for family, network in networks.items():
+        saved[family] = tmp_path_factory.mktemp(family)
+        network.save_pretrained(saved[family])
+    return saved
+
+
+@pytest.fixture(params=["whisper", "wav2vec2", "hubert", "wavlm", "bundle"])
+def source(request, folders, bundle) -> str:
+    """What `teacher.encoder` may name, one of each kind."""
+    return bundle("Wav2Vec2", "layer_norm")[0] if request.param == "bundle" else str(folders[request.param])
 
 
 def conv_layers() -> list[tuple[int, int, int]]:
@@ -212,25 +236,25 @@ def student_frames(samples):
 RANDOM = TeacherConfig(encoder="random", random=RandomEncoderConfig(dim=16, layers=1, heads=1, ffn_dim=16, conv_dim=2))
 
 
-@settings(deadline=None, max_examples=25)
+@pytest.fixture(scope="module")
+def smallest() -> tuple[PretrainedEncoder, PretrainedEncoder]:
+    """A Whisper encoder that reaches 20 s and a wav2vec 2.0 encoder."""
+    sizes = WHISPER_SIZES | {"d_model": 8, "encoder_layers": 1, "max_source_positions": 1000}
+    network = transformers.models.whisper.modeling_whisper.WhisperEncoder(transformers.WhisperConfig(**sizes))
+    return WhisperEncoder(network, "average", MASKING).eval(), build_teacher_encoder(RANDOM).eval()
+
+
+@settings(deadline=None, max_examples=15)
 @given(samples=st.integers(4800, 320000))
-def test_teacher_and_student_frames_agree_within_one(samples):
-    torch.manual_seed(0)
-    whisper = WhisperEncoder(tiny_whisper_of_20_s(), "average", MASKING).eval()
-    wav2vec2 = build_teacher_encoder(RANDOM).eval()
+def test_teacher_and_student_frames_agree_within_one(smallest, samples):
     waveform = torch.zeros(samples)
     expected = (samples // 160 + 1) // 2, (samples - 400) // 320 + 1
-    for encoder, frames_20ms in zip((whisper, wav2vec2), expected, strict=True):
+    for encoder, frames_20ms in zip(smallest, expected, strict=True):
         features, length = padded(encoder, [waveform])
         with torch.no_grad():
             enc, frames = encoder(features, length)
         assert frames.tolist() == [enc.shape[1]] == [frames_20ms // 2]
         assert abs(int(frames) - student_frames(samples)) <= 1
-
-
-def tiny_whisper_of_20_s() -> nn.Module:
-    sizes = WHISPER_SIZES | {"d_model": 8, "encoder_layers": 1, "max_source_positions": 1000}
-    return transformers.models.whisper.modeling_whisper.WhisperEncoder(transformers.WhisperConfig(**sizes))
 
 
 def test_frame_formulas_agree_within_one_for_every_length():
@@ -273,17 +297,8 @@ def test_training_masks_by_the_seed_and_evaluation_does_not(kind):
     assert not torch.allclose(outputs["masked", True], outputs["masked", False], atol=1e-3)
 
 
-def build(kind: str, tmp_path: Path, bundle, **changes) -> PretrainedEncoder:
-    if kind == "bundle":
-        return build_teacher_encoder(TeacherConfig(encoder=bundle("Wav2Vec2", "layer_norm")[0], **changes))
-    network = tiny_whisper() if kind == "whisper" else tiny_network(kind)
-    network.save_pretrained(tmp_path / kind)
-    return build_teacher_encoder(TeacherConfig(encoder=str(tmp_path / kind), **changes))
-
-
-@pytest.mark.parametrize("kind", ["whisper", "wav2vec2", "hubert", "wavlm", "bundle"])
-def test_parameters_divide_and_every_one_gets_a_gradient(kind, tmp_path, bundle):
-    encoder = build(kind, tmp_path, bundle, pooling="concat").train()
+def test_parameters_divide_and_every_one_gets_a_gradient(source):
+    encoder = build_teacher_encoder(TeacherConfig(encoder=source, pooling="concat")).train()
     everything = {id(p) for p in encoder.parameters()}
     pretrained = {id(p) for p in encoder.pretrained_parameters()}
     extractor = {id(p) for p in encoder.extractor_parameters()}
@@ -301,21 +316,20 @@ def test_parameters_divide_and_every_one_gets_a_gradient(kind, tmp_path, bundle)
     assert {id(p) for p in encoder.parameters() if p.grad is not None} == everything - extractor
 
 
-@pytest.mark.parametrize("kind", ["whisper", "wav2vec2", "hubert", "wavlm", "bundle"])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(kind, frozen, tmp_path, bundle):
-    encoder = build(kind, tmp_path, bundle, gradient_checkpointing=True).train()
-    plain = build(kind, tmp_path / "plain", lambda *_: ["torchaudio:WAV2VEC2_TINY"]).train()
-    gradients = []
-    for each in (encoder, plain):
-        for p in each.extractor_parameters():
-            p.requires_grad_(not frozen)
-        features, lengths = padded(each, waveforms())
-        torch.manual_seed(0)
-        each(features, lengths)[0].square().sum().backward()
-        gradients.append([p.grad for p in each.parameters() if p.grad is not None])
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+def test_gradient_checkpointing_gives_the_same_gradients(source):
+    encoders = [build_teacher_encoder(TeacherConfig(encoder=source, gradient_checkpointing=on)) for on in (True, False)]
+    features, lengths = padded(encoders[0], waveforms())
+    for frozen in (True, False):
+        gradients = []
+        for encoder in encoders:
+            encoder.train().zero_grad()
+            for p in encoder.extractor_parameters():
+                p.requires_grad_(not frozen)
+            torch.manual_seed(0)
+            encoder(features, lengths)[0].square().sum().backward()
+            gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
 def test_concat_pooling_starts_as_the_average():
@@ -341,8 +355,7 @@ def test_whisper_loads_with_or_without_its_decoder_and_in_fp32(whole, tmp_path):
     torch.testing.assert_close(encoder.network.conv1.weight, model.model.encoder.conv1.weight.float())
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])
-@pytest.mark.parametrize(("norm", "preprocessor", "expected"), NORMALISED)
+@pytest.mark.parametrize(("family", "norm", "preprocessor", "expected"), NORMALISED)
 def test_folder_says_whether_waveforms_are_normalised(family, norm, preprocessor, expected, tmp_path):
     network = tiny_network(family, norm)
     network.save_pretrained(tmp_path)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from kdtrans import __main__ as command_line
 from kdtrans import contracts
 from kdtrans.contracts import MODEL_KEYS
 from kdtrans.report.describe import emissions, tail_mass
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     state = {"encoder.layer.weight": torch.zeros(30, 10), "ctc.weight": torch.zeros(100)}
     facts = {"kind": "student", "step": 7, "dev_wer": 12.5, "config": {"joiner_dim": 8}, "state_dict": state}
     torch.save({**dict.fromkeys(MODEL_KEYS), **facts}, tmp_path / "model.pt")
-    torch.save({"optimizer": {}, "step": 9, "best": [5, 33.0], "model": state}, tmp_path / "last.pt")
+    torch.save({"optimizers": [], "step": 9, "best": [5, 33.0], "average": state}, tmp_path / "last.pt")
     return tmp_path
 
 
@@ -55,6 +56,13 @@ def test_kinds(folder: Path, name: str, expected: list[str], capsys: pytest.Capt
     output = capsys.readouterr().out
     assert [text for text in expected if text not in output] == []
     assert "\x1b" not in output
+
+
+def test_the_command_line_takes_the_file_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["inspect", str(folder / "test.parquet")]) == 0
+    assert "turn off" in capsys.readouterr().out
+    assert command_line.main(["inspect", str(folder / "none")]) == 1
+    assert capsys.readouterr().err == f"kdtrans inspect: error: {folder / 'none'} does not exist\n"
 
 
 def test_directory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

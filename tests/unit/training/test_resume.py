@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from kdtrans.__main__ import main
+from kdtrans.config import TeacherConfig, merge
 from kdtrans.training.checkpoint import load_torch
+from kdtrans.training.run import identity_of
 from tests.tiny import STUDENT, Workspace
 
 
@@ -32,7 +35,8 @@ def unbroken(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def kill_when(command: list[str], marker: Path, inside: str | None = None) -> None:
     """Start a command in a process of its own and kill -9 it as soon as a file is there."""
-    process = subprocess.Popen([sys.executable, "-m", "kdtrans", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-m", "kdtrans", *command], **silent)
     deadline = time.monotonic() + 120
     while not (marker.exists() and (inside is None or inside in marker.read_text())):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -50,7 +54,8 @@ def test_kill_in_the_middle_of_training_changes_no_number(toy: Workspace, unbrok
     assert 0 < done < STUDENT["training"]["updates"]  # type: ignore[index]
     assert main(command) == 0
     assert finished(tmp_path / "model.pt") == unbroken
-    steps = [row.split(",")[0] for row in (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines() if "loss" in row]
+    rows = (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines()
+    steps = [row.split(",")[0] for row in rows if "loss" in row]
     assert len(steps) == len(set(steps)), "an update was logged twice"
 
 
@@ -73,6 +78,16 @@ def test_changed_settings_do_not_resume_the_old_model(toy: Workspace, tmp_path: 
     assert main(command) == 0
     assert load_torch(tmp_path / "model.pt")["config"]["joiner_dim"] == 12
     assert len(list(tmp_path.glob("checkpoints.*"))) == 1, "the old checkpoints are kept aside"
+
+
+def test_only_what_changes_the_weights_is_the_identity_of_a_run() -> None:
+    def identity(changes: dict[str, Any]) -> dict[str, Any]:
+        return identity_of(TeacherConfig.model_validate(merge(TeacherConfig().model_dump(), changes)), [])
+
+    for changes in ({"max_wer": 5.0}, {"training": {"workers": 3, "cache_gb": 9.0, "log_every": 7}}):
+        assert identity(changes) == identity({})
+    for changes in ({"joiner_dim": 12}, {"training": {"lr": 1.0}}):
+        assert identity(changes) != identity({})
 
 
 def test_kill_in_the_middle_of_a_dump_loses_nothing_and_leaves_nothing(toy: Workspace, tmp_path: Path) -> None:

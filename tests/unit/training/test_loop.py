@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from kdtrans.__main__ import main
+from kdtrans.config import TrainingConfig
+from kdtrans.training.checkpoint import claim
+from kdtrans.training.progress import MetricsLog, read_metrics
+from kdtrans.training.schedule import WeightAverage, tri_stage
+from tests.tiny import Workspace
+
+
+def test_tri_stage_warms_up_holds_and_decays() -> None:
+    config = TrainingConfig(updates=100, phases=(0.1, 0.4, 0.5), final_lr_scale=0.05)
+    scales = [tri_stage(step, config) for step in range(100)]
+    assert scales[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert set(scales[10:50]) == {1.0}
+    ratios = [b / a for a, b in itertools.pairwise(scales[50:])]
+    assert ratios == pytest.approx([0.05 ** (1 / 50)] * 49)
+    assert scales[-1] == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_average_is_the_recursion_by_hand() -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = WeightAverage(model, decay=0.5)
+    expected = model.weight.detach().clone()
+    for step in range(8):
+        torch.nn.init.normal_(model.weight)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+        average.update(model, step)
+    torch.testing.assert_close(average.state["weight"], expected)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_utterances(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Workspace(tmp_path, utterances=4)
+    soundfile.write(tmp_path / "utt01.wav", np.full(20000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
+    (tmp_path / "utt01.flac").unlink()
+    (tmp_path / "utt01.wav").rename(tmp_path / "utt01.flac")
+    out = tmp_path / "teacher" / "model.pt"
+    assert main(work.teacher_command(out)) == 1
+    error = capsys.readouterr().err
+    assert "loss is nan" in error
+    assert "utt01" in error
+    assert not out.exists()
+
+
+def test_metrics_of_lost_updates_are_dropped(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    for step in (2, 4, 6):
+        log.write(step, {"loss": 1.0 / step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')  # cut short by a kill
+    MetricsLog(tmp_path, 4)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4]
+
+
+def test_a_folder_is_held_by_one_trainer_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    with claim(folder, {"a": 1}) as waited:
+        assert not waited
+        with pytest.raises(ValueError, match="another trainer has held this folder"), claim(folder, {"a": 1}, wait_s=0):
+            pass
+    with claim(folder, {"a": 1}) as waited:
+        assert not waited
+
+
+def test_a_finished_run_that_is_asked_for_again_is_trained_again(
+    toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = toy.teacher_command(tmp_path / "model.pt")
+    for _ in range(2):  # what snakemake --forcerun does: the model is removed, its checkpoint folder stays
+        (tmp_path / "model.pt").unlink(missing_ok=True)
+        assert main(command) == 0
+        printed = capsys.readouterr().out
+        assert "resuming" not in printed
+        assert "2/4" in printed
