@@ -128,7 +128,7 @@ class CorpusConfig(Section):
 
 
 class TokenizerConfig(Section):
-    type: Literal["unigram", "char"] = "unigram"
+    type: Literal["unigram", "char"] = "char"
     vocab_size: Annotated[int, Field(ge=4, le=65535)] = 256
     """Pieces with blank (id 0) and unknown (id 1); `char` takes what the text holds."""
     model: str | None = None
@@ -161,13 +161,13 @@ class PredictorConfig(Section):
 class ConformerConfig(Section):
     """Conformer with 4x convolutional subsampling (10 -> 40 ms) and rotary relative positions."""
 
-    dim: Positive = 144
-    layers: Positive = 8
+    dim: Positive = 96
+    layers: Positive = 3
     heads: Positive = 4
-    ffn_dim: Positive = 576
+    ffn_dim: Positive = 256
     conv_kernel: Positive = 15
     """Width of the depthwise convolution, frames of 40 ms; odd."""
-    subsampling_channels: Positive = 32
+    subsampling_channels: Positive = 16
     dropout: Fraction = 0.1
 
     @model_validator(mode="after")
@@ -256,12 +256,20 @@ class TeacherConfig(Section):
     dropout: Fraction = 0.1
     """Dropout on the encoder's output."""
     masking: MaskingConfig = MaskingConfig()
-    freeze_updates: Annotated[int, Field(ge=0)] = 100
+    freeze_updates: Annotated[int, Field(ge=0)] = 40
     """Updates for which the whole encoder is frozen."""
     freeze_extractor: bool = True
     """Keep the convolutional feature extractor frozen throughout."""
     gradient_checkpointing: bool = False
-    training: TrainingConfig = TrainingConfig(updates=800, lr=1.0e-3, encoder_lr_scale=0.2, max_duration_s=40.0)
+    training: TrainingConfig = TrainingConfig(
+        updates=320,
+        lr=1.0e-3,
+        encoder_lr_scale=0.2,
+        max_duration_s=20.0,
+        ctc_weight=0.3,
+        ema_decay=0.98,
+        evaluate_every=160,
+    )
     max_wer: float = 30.0
     """Gate: a dev WER above this, %, stops the workflow before anything is dumped."""
 
@@ -283,8 +291,8 @@ class KdConfig(Section):
 
 class StudentConfig(Section):
     encoder: ConformerConfig = ConformerConfig()
-    predictor: PredictorConfig = PredictorConfig()
-    joiner_dim: Positive = 128
+    predictor: PredictorConfig = PredictorConfig(type="stateless", dim=96)
+    joiner_dim: Positive = 96
     masking: MaskingConfig = MaskingConfig()
     unlabelled: bool = False
     """Train on unlabelled audio too, with the teacher's pseudo text."""
@@ -293,7 +301,15 @@ class StudentConfig(Section):
     min_confidence: Fraction = 0.0
     """Pseudo-labelled utterances whose path posterior is lower are left out."""
     kd: KdConfig = KdConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = TrainingConfig(
+        optimizer="muon",
+        updates=1200,
+        lr=5.0e-3,
+        max_duration_s=10.0,
+        ctc_weight=0.5,
+        ema_decay=0.99,
+        evaluate_every=600,
+    )
 
     @property
     def reads_targets(self) -> bool:
