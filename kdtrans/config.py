@@ -45,7 +45,7 @@ class SynthConfig(Section):
     seed: int = 1
     voices: Annotated[int, Field(ge=8)] = 72
     """Number of speakers; no speaker is in two splits."""
-    labelled_min: float = 15.0
+    labelled_min: float = 8.0
     """Minutes of labelled training speech."""
     unlabelled_min: float = 60.0
     """Minutes of unlabelled training speech."""
@@ -53,7 +53,7 @@ class SynthConfig(Section):
     """Minutes of development speech."""
     test_min: float = 8.0
     """Minutes of test speech."""
-    noise_snr_db: tuple[float, float] = (15.0, 35.0)
+    noise_snr_db: tuple[float, float] = (20.0, 40.0)
     """Range of the signal-to-noise ratio of the noise that is mixed in, dB."""
     lm_sentences: int = 4000
     """Sentences of the grammar, read by nobody, written for the language model."""
@@ -168,7 +168,7 @@ class ConformerConfig(Section):
     conv_kernel: Positive = 15
     """Width of the depthwise convolution, frames of 40 ms; odd."""
     subsampling_channels: Positive = 16
-    dropout: Fraction = 0.1
+    dropout: Fraction = 0.05
 
     @model_validator(mode="after")
     def _shape(self) -> ConformerConfig:
@@ -182,12 +182,12 @@ class ConformerConfig(Section):
 class MaskingConfig(Section):
     """SpecAugment without time warp (which would break the teacher's path)."""
 
-    time_masks: Annotated[int, Field(ge=0)] = 2
+    time_masks: Annotated[int, Field(ge=0)] = 1
     """Time masks an utterance, for each 4 s of it."""
-    time_width_ms: Annotated[int, Field(ge=0)] = 300
+    time_width_ms: Annotated[int, Field(ge=0)] = 200
     """Widest time mask, ms."""
-    channel_masks: Annotated[int, Field(ge=0)] = 2
-    channel_width: Fraction = 0.3
+    channel_masks: Annotated[int, Field(ge=0)] = 1
+    channel_width: Fraction = 0.2
     """Widest channel mask, as a fraction of the channels."""
 
 

@@ -21,7 +21,7 @@ from kdtrans.data.synth.grammar import new_sentences
 from kdtrans.data.synth.voices import Speaker, Synthesizer, draw_speakers
 
 # Shares of the speakers, in 72nds (the default number of voices); all others read the unlabelled part.
-SPEAKER_SHARES = {"train-labelled": 16, "dev": 8, "test": 12}
+SPEAKER_SHARES = {"train-labelled": 10, "dev": 8, "test": 12}
 FIRST_SPEAKER = 1001
 MADE_HERE = "; The embedded corpus of kdtrans: sentences of a small grammar, read by espeak-ng\n"
 SHORTEST_S, LONGEST_S = 1.0, 8.0
