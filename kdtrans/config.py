@@ -45,7 +45,7 @@ class SynthConfig(Section):
     seed: int = 1
     voices: Annotated[int, Field(ge=8)] = 72
     """Number of speakers; no speaker is in two splits."""
-    labelled_min: float = 8.0
+    labelled_min: float = 10.0
     """Minutes of labelled training speech."""
     unlabelled_min: float = 60.0
     """Minutes of unlabelled training speech."""
@@ -262,13 +262,13 @@ class TeacherConfig(Section):
     """Keep the convolutional feature extractor frozen throughout."""
     gradient_checkpointing: bool = False
     training: TrainingConfig = TrainingConfig(
-        updates=320,
+        updates=360,
         lr=1.0e-3,
         encoder_lr_scale=0.2,
         max_duration_s=20.0,
         ctc_weight=0.3,
         ema_decay=0.98,
-        evaluate_every=160,
+        evaluate_every=180,
     )
     max_wer: float = 30.0
     """Gate: a dev WER above this, %, stops the workflow before anything is dumped."""
