@@ -22,7 +22,8 @@ setup: $(READY)
 $(READY): requirements/lock.txt pyproject.toml
 	@echo "setting up $(VENV): about 5 GB, most of it torch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) install -q -r requirements/lock.txt
+	# The lock is closed, so there is nothing to resolve; bytecode is compiled at first use, of what is used.
+	$(BIN)/python $(PIP) install -q --no-deps --no-compile -r requirements/lock.txt
 	$(BIN)/python $(PIP) install -q --no-deps -e .
 	touch $@
 

@@ -303,12 +303,12 @@ class StudentConfig(Section):
     kd: KdConfig = KdConfig()
     training: TrainingConfig = TrainingConfig(
         optimizer="muon",
-        updates=1200,
+        updates=1000,
         lr=5.0e-3,
         max_duration_s=10.0,
         ctc_weight=0.5,
         ema_decay=0.99,
-        evaluate_every=600,
+        evaluate_every=500,
     )
 
     @property

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from kdtrans.contracts import FRAME_SHIFT_MS
 from kdtrans.losses.distillation import NodeTargets
 
 Extract = Callable[[Tensor], Tensor]
 Position = tuple[int, int]  # epoch, batch within it
+LONGEST_S = 65535 * FRAME_SHIFT_MS / 1000  # frames are stored as uint16
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ class TrainingBatches(Dataset[Batch]):
             batch_size=None,
             sampler=self.order.stream(start),
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            # Examples hold closures and open tables, which other ways of starting a process would have to pickle.
+            multiprocessing_context="fork" if self.workers else None,
         )
         return iter(loader)
 
@@ -202,9 +205,13 @@ def inference_batches(
 
 
 def load_features(cut: MonoCut, extract: Extract) -> Tensor:
-    """Audio of a cut -> features (F, C); raises ValueError naming the cut when its audio cannot be read."""
+    """Audio of a cut -> features (F, C); raises ValueError naming the cut when its audio cannot be read or used."""
     from lhotse.audio.backend import audio_backend
 
+    if cut.duration > LONGEST_S:
+        raise ValueError(
+            f"utterance {cut.id} lasts {cut.duration:.0f} s, but paths are stored for at most {LONGEST_S:.0f} s: cut it"
+        )
     try:
         # libsndfile reads all formats here, NIST sph among them, for which lhotse would call a program of its own.
         with audio_backend("LibsndfileBackend"):
@@ -212,7 +219,10 @@ def load_features(cut: MonoCut, extract: Extract) -> Tensor:
     except Exception as error:  # lhotse wraps every backend's errors in its own types
         source = cut.recording.sources[0].source if cut.recording else "no recording"
         raise ValueError(f"utterance {cut.id}: cannot read {source} ({error})") from error
-    return extract(waveform)
+    try:
+        return extract(waveform)
+    except ValueError as error:
+        raise ValueError(f"utterance {cut.id}: {error}") from error
 
 
 def _join_targets(targets: list[NodeTargets | None]) -> NodeTargets | None:

@@ -1,4 +1,4 @@
-"""Manifests: gzipped JSON lines of lhotse MonoCuts, each with exactly one supervision.
+"""Manifests: gzipped JSON lines of lhotse MonoCuts at 16 kHz, each with exactly one supervision.
 
 An unlabelled cut's supervision has text None; `speaker` is always set; ids are unique over the files read together.
 """
@@ -14,15 +14,15 @@ from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
 
 from kdtrans.artifacts import write_whole
-from kdtrans.contracts import ContractError, read_manifest_lines
+from kdtrans.contracts import SAMPLE_RATE, ContractError, read_manifest_lines
 
 
 def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
     """Read manifest files, in the order given.
 
     Raises:
-        ContractError: naming the file that is missing, cut short, not a manifest of MonoCuts with one supervision each,
-            or that repeats an id.
+        ContractError: naming the file that is missing, cut short, not a manifest of MonoCuts at 16 kHz with one
+            supervision each, or that repeats an id.
     """
     cuts: list[MonoCut] = []
     seen: dict[str, Path] = {}
@@ -65,4 +65,8 @@ def _parse(line: str, where: str) -> MonoCut:
         raise ContractError(f"{where}: not a lhotse cut ({error})") from None
     if not isinstance(cut, MonoCut) or len(cut.supervisions) != 1:
         raise ContractError(f"{where}: expected a MonoCut with one supervision")
+    if cut.recording is not None and cut.sampling_rate != SAMPLE_RATE:
+        raise ContractError(
+            f"{where}: cut '{cut.id}' is at {cut.sampling_rate} Hz, expected {SAMPLE_RATE}: cut.resample({SAMPLE_RATE})"
+        )
     return cut

@@ -15,6 +15,8 @@ from kdtrans.contracts import BLANK, UNKNOWN, ContractError
 
 log = logging.getLogger(__name__)
 
+MOST_PIECES = 65536  # ids are stored as uint16
+
 
 class Tokenizer:
     """Text to token ids and back.
@@ -23,16 +25,14 @@ class Tokenizer:
         vocab_size: number of ids, blank and unknown among them.
         pieces: the piece of every id.
         sha256: hash of the model file; checkpoints and targets carry it.
-        blank: 0.
     """
-
-    blank = BLANK
 
     def __init__(self, path: Path | str) -> None:
         """Read a model.
 
         Raises:
-            ContractError: when the file is not a sentencepiece model, or its ids 0 and 1 are not blank and unknown.
+            ContractError: when the file is not a sentencepiece model, its ids 0 and 1 are not blank and unknown, or it
+                has more pieces than fit into uint16.
         """
         if not Path(path).is_file():
             raise ContractError(f"{path} does not exist: run the stage `tokenizer`, or correct tokenizer.model")
@@ -47,6 +47,10 @@ class Tokenizer:
                 "train it with pad_id=0, unk_id=1, bos_id=-1, eos_id=-1"
             )
         self.vocab_size: int = self._model.get_piece_size()
+        if self.vocab_size > MOST_PIECES:
+            raise ContractError(
+                f"{path} has {self.vocab_size} pieces, but ids are stored for at most {MOST_PIECES}: use another"
+            )
         self.pieces: list[str] = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         self.sha256 = sha256_file(path)
 
@@ -65,7 +69,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path | 
     A corpus too small to fill `config.vocab_size` gives fewer pieces, and a warning.
 
     Raises:
-        ValueError: when there is no text, or it has more characters than vocab_size.
+        ValueError: when there is no text, or (unigram) it has more characters than vocab_size.
     """
     sentences = [text for text in texts if text.strip()]
     if not sentences:

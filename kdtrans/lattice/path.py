@@ -21,16 +21,6 @@ def nodes(path_N: Tensor) -> tuple[Tensor, Tensor]:
     return blanks.cumsum(0) - blanks, (1 - blanks).cumsum(0) - (1 - blanks)
 
 
-def labels_of(path_N: Tensor) -> Tensor:
-    """The labels (U,) that a path (N,) spells."""
-    return path_N[path_N != BLANK]
-
-
-def emission_frames(path_N: Tensor) -> Tensor:
-    """Frame (U,) on which each label of a path (N,) is emitted."""
-    return nodes(path_N)[0][path_N != BLANK]
-
-
 def path_from_frames(labels_BU: Tensor, emission_BU: Tensor, frames_B: Tensor, lengths_B: Tensor) -> Tensor:
     """Paths (B, max N) from labels, the frames that emit them, and the numbers of frames and labels.
 

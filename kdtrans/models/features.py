@@ -16,11 +16,18 @@ from kdtrans.contracts import SAMPLE_RATE
 # Fixed rather than measured: speech at [-1, 1] has log-mel energies around -6 with a deviation of about 4, and a
 # constant works for streaming and for unseen corpora alike; the first layers learn the rest.
 LOG_MEL_MEAN, LOG_MEL_SCALE = -6.0, 4.0
+SHORTEST = SAMPLE_RATE // 100
 
 
 @torch.no_grad()
 def log_mel(waveform_S: Tensor, channels: int) -> Tensor:
-    """Normalised Kaldi filterbank of one utterance, without dither: (S,) in [-1, 1] -> (F, C), F = round(S / 160)."""
+    """Normalised Kaldi filterbank of one utterance, without dither: (S,) in [-1, 1] -> (F, C), F = round(S / 160).
+
+    Raises:
+        ValueError: under 10 ms.
+    """
+    if len(waveform_S) < SHORTEST:
+        raise ValueError(f"{len(waveform_S)} samples of audio, features need {SHORTEST} (10 ms): leave it out")
     features_FC: Tensor = _filterbank(channels)(waveform_S[None].cpu())[0]
     return (features_FC - LOG_MEL_MEAN) / LOG_MEL_SCALE
 

@@ -63,6 +63,8 @@ def main(
         fusion = Ngram(lm, pieces).to(device) if chosen.lm and lm else None
         weight = float(read_json(lm_weight)["lm_weight"]) if chosen.lm and lm_weight else 0.0
         utterances = read_cuts(cuts)
+        if not utterances:
+            raise ValueError(f"{', '.join(map(str, cuts))}: no utterance to decode")
         audio_seconds = sum(cut.duration for cut in utterances)
         rows: dict[str, list[dict[str, Any]]] = {}
         told, started = 0, time.monotonic()

@@ -40,6 +40,8 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
         teacher = load_model(model, pieces).to(device)
         fusion = Ngram(lm, pieces).to(device) if settings.search.lm and lm else None
         utterances = read_cuts([cuts])
+        if not utterances:
+            raise ValueError(f"{cuts}: no utterance is in this shard: lower corpus.num_shards")
         reporter = Reporter(f"dump {out.name}", len(utterances))
         targets: dict[str, Target] = {}
         started = time.monotonic()

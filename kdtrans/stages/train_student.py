@@ -33,6 +33,7 @@ def main(
 
     from kdtrans import config as configuration
     from kdtrans.artifacts import read_json
+    from kdtrans.contracts import ContractError
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.build import build_student
@@ -46,7 +47,9 @@ def main(
     if settings.reads_targets:
         if not targets or index is None:
             raise ValueError(f"{config} uses the teacher's targets: give --targets and --index")
-        teacher_sha256 = read_json(index)["teacher_sha256"]
+        teacher_sha256 = read_json(index).get("teacher_sha256")
+        if teacher_sha256 is None:
+            raise ContractError(f"{index} names no teacher_sha256: give the index.json of kdtrans verify")
         store = TargetStore(targets, teacher_sha256, pieces.sha256, pieces.vocab_size)
     examples, dropped = student_examples(read_cuts(train), pieces, settings, store)
     torch.manual_seed(settings.training.seed)

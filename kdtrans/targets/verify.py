@@ -70,7 +70,10 @@ def verify_shard(
             f"{path}: {len(ids)} best targets for {len(expected_ids)} utterances of {manifest} (missing {missing}, "
             f"not in the manifest {extra}): delete it and dump it again"
         )
+    if not ids:
+        raise ContractError(f"{path}: no utterance is in it or in {manifest}: lower corpus.num_shards")
     lengths = {name: pc.list_value_length(table[name]).to_numpy() for name in ("path", "topk_ids", "topk_logp")}
+    _first_bad(table, lengths["path"] == 0, f"{path}: the path is empty")
     for name in ("topk_ids", "topk_logp"):
         _first_bad(
             table,
@@ -82,8 +85,13 @@ def verify_shard(
     blanks = np.diff(np.concatenate([[0], np.cumsum(tokens == BLANK)[ends - 1]]))
     _first_bad(table, blanks != table["num_frames"].to_numpy(), f"{path}: the path's blanks differ from num_frames")
     _first_bad(table, tokens[ends - 1] != BLANK, f"{path}: the path does not end with blank")
-    if len(tokens) and int(tokens.max()) >= footer.vocab_size:
-        raise ContractError(f"{path}: token {int(tokens.max())} is outside the vocabulary of {footer.vocab_size}")
+    for name in ("path", "topk_ids"):
+        largest = int(table[name].combine_chunks().values.to_numpy().max())
+        if largest >= footer.vocab_size:
+            raise ContractError(
+                f"{path}: id {largest} in {name} is outside the vocabulary of {footer.vocab_size}: "
+                "delete the shard and dump it again"
+            )
     logp = table["topk_logp"].combine_chunks().values.to_numpy().astype(np.float32).reshape(-1, footer.top_k)
     mass = np.exp(logp).sum(1)
     utterance = np.repeat(np.arange(len(table)), lengths["path"])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kdtrans.artifacts import write_json, write_whole
-from kdtrans.config import StudentConfig, TeacherConfig
+from kdtrans.config import StudentConfig, TeacherConfig, validate
 from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.build import build_student, build_teacher
@@ -107,10 +107,10 @@ def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
     """A trained teacher or student in eval mode; `.fingerprint` is its identity."""
     content = read_model(path, tokenizer)
     if content["kind"] == "teacher":
-        # The sizes are in the file already: the pre-trained weights are not needed again.
-        model = build_teacher(TeacherConfig.model_validate(content["config"]), content["vocab_size"])
+        # The shape of a pre-trained encoder stands in its own folder, which must still be there.
+        model = build_teacher(validate(TeacherConfig, content["config"], str(path)), content["vocab_size"])
     else:
-        model = build_student(StudentConfig.model_validate(content["config"]), content["vocab_size"])
+        model = build_student(validate(StudentConfig, content["config"], str(path)), content["vocab_size"])
     model.load_state_dict(content["state_dict"])
     model.fingerprint = content["fingerprint"]
     return model.eval()
@@ -129,7 +129,7 @@ def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Ite
         wait_s: seconds to wait for another trainer.
 
     Yields:
-        Whether another trainer had to be waited for, which may have finished the work.
+        Whether another trainer of the same identity had to be waited for, which may have finished the work.
 
     Raises:
         ValueError: when another trainer still holds the folder after that.
@@ -143,6 +143,7 @@ def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Ite
             folder.rename(aside)
             folder.mkdir()
             logger.info("settings or data changed: the old checkpoints are in %s", aside)
+            waited = False  # what the other trainer made is not what this one is asked for
         write_json(known, identity)
         yield waited
 

@@ -19,8 +19,17 @@ from kdtrans.search.search import search
 def dev_evaluation(
     cuts: list[MonoCut], tokenizer: Tokenizer, model: Transducer, max_duration_s: float
 ) -> Callable[[Transducer], float]:
-    """A function from a model to its greedy WER (%) on these cuts."""
+    """A function from a model to its greedy WER (%) on these cuts.
+
+    Raises:
+        ValueError: when no cut has text.
+    """
     labelled = [cut for cut in cuts if text_of(cut)]
+    if not labelled:
+        raise ValueError(
+            f"none of the {len(cuts)} utterances of the development set has text: training keeps the weights with the "
+            "lowest dev WER, so give it some (corpus.dev or corpus.split.dev_fraction)"
+        )
     # Constant while training, and dev sets are small.
     batches = list(inference_batches(labelled, model.encoder.extract, max_duration_s))
 

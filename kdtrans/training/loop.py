@@ -72,17 +72,18 @@ class Trainer:
             torch.manual_seed(self.config.seed * 1_000_003 + step)
             self.model.train()
             self._prepare_groups(step)
+            utt_ids: list[str] = []
             for _ in range(self.config.accumulate):
                 batch = next(stream)
-                position, seconds = batch.position, seconds + batch.seconds
+                position, seconds, utt_ids = batch.position, seconds + batch.seconds, utt_ids + batch.utt_ids
                 losses = self.compute(self.model, batch.to(device))
-                _check_finite(losses, batch, step)
+                _check_finite(losses, batch.utt_ids, step)
                 (losses["loss"] / self.config.accumulate).backward()
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.config.accumulate
-            sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-            )
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            _check_finite({"grad_norm": grad_norm}, utt_ids, step)
+            sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(grad_norm)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -99,20 +100,22 @@ class Trainer:
                 reporter.update(step, f"{facts} {row['audio_per_second']:.0f}x real time")
                 sums, seconds, window, logged = {}, 0.0, time.monotonic(), step
             if step % self.config.evaluate_every == 0 or step == self.config.updates:
+                paused = time.monotonic()
                 wer = self._evaluate_average()
                 metrics.write(step, {"dev_wer": wer})
                 reporter.update(step, f"dev WER {wer:.2f} %")
                 if wer < best[1]:
                     best = (step, wer)
                     save_torch({"average": self.average.state, "step": step, "dev_wer": wer}, self.folder / "best.pt")
-                window = time.monotonic()
+                window += time.monotonic() - paused  # the rate is that of training
             out_of_time = self.max_seconds is not None and time.monotonic() - started > self.max_seconds
             if step % self.config.checkpoint_every == 0 or step == self.config.updates or out_of_time:
                 self._save(step, position, best)
             if out_of_time and step < self.config.updates:
                 raise OutOfTimeError(f"stopped at update {step} of {self.config.updates}")
         reporter.close()
-        return load_torch(self.folder / "best.pt")["average"], best[0], best[1]
+        kept = load_torch(self.folder / "best.pt")
+        return kept["average"], kept["step"], kept["dev_wer"]
 
     def _prepare_groups(self, step: int) -> None:
         """Set this update's learning rates, and thaw what was frozen at first."""
@@ -150,7 +153,7 @@ class Trainer:
         self.model.load_state_dict(content["model"])
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        self.average.state = content["average"]
+        self.average.load(content["average"])
         print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
         epoch, index = content["position"]
         best_step, best_wer = content["best"]
@@ -163,19 +166,21 @@ def autocast(precision: str, device: torch.device, width: int) -> Any:
     On CUDA it pays where the hardware knows bf16; on a CPU with AMX only for wide encoders (measured: twice as fast at
     width 384, half as fast at width 96).
     """
-    on_cuda = device.type == "cuda"
-    pays = torch.cuda.is_bf16_supported() if on_cuda else width >= 256 and torch.cpu._is_amx_tile_supported()
+    if device.type == "cuda":
+        pays = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        pays = width >= 256 and torch.cpu._is_amx_tile_supported()
     if precision == "bf16" or (precision == "auto" and pays):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
-def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
-    """Stop at the first loss that is not a number, naming the batch: averages would hide it and the weights be lost."""
-    bad = {name: float(value) for name, value in losses.items() if not torch.isfinite(value)}
+def _check_finite(values: dict[str, Tensor], utt_ids: list[str], step: int) -> None:
+    """Stop at the first loss or gradient that is not a number: averages would hide it and the weights be lost."""
+    bad = {name: float(value.detach()) for name, value in values.items() if not torch.isfinite(value)}
     if bad:
         raise ValueError(
             f"update {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())} for utterances "
-            f"{', '.join(batch.utt_ids)}; the checkpoint before is untouched: "
+            f"{', '.join(utt_ids)}; the checkpoint before is untouched: "
             "lower training.lr or look at these utterances"
         )

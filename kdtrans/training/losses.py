@@ -17,9 +17,8 @@ from kdtrans.losses.transducer import transducer_loss
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import Losses, autocast
 
-MOST_FRAMES_APART = (
-    2  # teacher and student grids of one utterance; more means different audio or a broken frame contract
-)
+# Teacher and student grids of one utterance; more means different audio or a broken frame contract.
+MOST_FRAMES_APART = 2
 
 
 def transducer_losses(model: Transducer, batch: Batch, config: TrainingConfig, kd: KdConfig) -> Losses:

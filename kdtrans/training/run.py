@@ -67,7 +67,7 @@ def train_model(
         flush=True,
     )
     with claim(checkpoints, identity_of(config, inputs)) as waited:
-        if waited and out.exists():
+        if waited and out.exists() and not (checkpoints / "last.pt").exists():
             print(f"{out} was finished by the trainer that this one waited for", flush=True)
             return 0
         model.to(pick_device())
@@ -78,7 +78,8 @@ def train_model(
             unlabelled_ratio,
             training.seed,
         )
-        features = FeatureCache(model.encoder.extract, training.cache_gb)
+        # Every loader process keeps a cache of its own.
+        features = FeatureCache(model.encoder.extract, training.cache_gb / max(training.workers, 1))
         trainer = Trainer(
             model=model,
             groups=groups,
@@ -109,5 +110,6 @@ def identity_of(config: TeacherConfig | StudentConfig, inputs: list[Path]) -> di
     """What the checkpoints of a run belong to: all settings and files that change a number of the trained weights."""
     return {
         "config": config.model_dump(mode="json", exclude=NO_IDENTITY),
-        "inputs": {path.name: sha256_file(path) for path in inputs},
+        # No mapping by name: the first shards of train and dev have the same.
+        "inputs": [f"{sha256_file(path)}  {path.name}" for path in inputs],
     }

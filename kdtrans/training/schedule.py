@@ -27,6 +27,12 @@ class WeightAverage:
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from an average that was kept; it is copied to the device of the model that this one was made for."""
+        for name, value in state.items():
+            self.state[name].copy_(value)
+
+    @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after update `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lhotse import MonoCut, Recording
 
-from kdtrans.data.batches import BatchOrder, pack
+from kdtrans.data.batches import BatchOrder, Example, FeatureCache, TrainingBatches, load_features, pack
+from kdtrans.models.features import log_mel
 
 seconds = st.lists(st.floats(0.3, 15.0), min_size=1, max_size=60)
 
@@ -51,3 +57,31 @@ def test_unlabelled_ratio_holds_and_nobody_is_forgotten(ratio: float) -> None:
 
 def test_pack_keeps_the_order() -> None:
     assert pack([3, 1, 0, 2], [4.0, 3.0, 9.0, 1.0], 8.0) == [[3, 1], [0], [2]]
+
+
+def cut_of(folder: Path, utt_id: str, samples: int) -> MonoCut:
+    path = folder / f"{utt_id}.wav"
+    soundfile.write(path, np.random.default_rng(samples).normal(scale=0.1, size=samples), 16000)
+    return MonoCut(utt_id, 0.0, samples / 16000, 0, recording=Recording.from_file(path))
+
+
+def test_loader_processes_change_no_batch(tmp_path: Path) -> None:
+    cuts = [cut_of(tmp_path, f"u{i}", 1600 + 160 * i) for i in range(6)]
+    examples = [Example(cut, (1, 2), True, lambda: None) for cut in cuts]  # type: ignore[arg-type,return-value]
+    order = BatchOrder([cut.duration for cut in cuts], [True] * 6, 0.4)
+    streams = [
+        TrainingBatches(examples, order, FeatureCache(lambda x: log_mel(x, 80), 1.0), workers).stream((0, 1))
+        for workers in (0, 2)
+    ]
+    for here, there in islice(zip(*streams, strict=True), 8):
+        assert (here.utt_ids, here.position) == (there.utt_ids, there.position)
+        torch.testing.assert_close(here.features_BFC, there.features_BFC)
+
+
+def test_audio_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    short = cut_of(tmp_path, "short", 159)
+    with pytest.raises(ValueError, match=r"utterance short: 159 samples of audio, features need 160"):
+        load_features(short, lambda x: log_mel(x, 80))
+    long = MonoCut("long", 0.0, 2622.0, 0, recording=short.recording)
+    with pytest.raises(ValueError, match=r"utterance long lasts 2622 s, .* at most 2621 s"):
+        load_features(long, lambda x: log_mel(x, 80))

@@ -64,6 +64,12 @@ def test_refuses_what_is_no_cut(tmp_path: Path, line: str) -> None:
         read_cuts([tmp_path / "x.jsonl.gz"])
 
 
+def test_refuses_another_sampling_rate(tmp_path: Path) -> None:
+    write_cuts([make_cut("a").resample(8000)], tmp_path / "x.jsonl.gz")
+    with pytest.raises(ContractError, match=r"x\.jsonl\.gz:1: cut 'a' is at 8000 Hz, expected 16000"):
+        read_cuts([tmp_path / "x.jsonl.gz"])
+
+
 def test_refuses_a_cut_without_exactly_one_supervision(tmp_path: Path) -> None:
     cut = make_cut("a")
     cut.supervisions = []

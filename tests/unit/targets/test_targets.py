@@ -15,7 +15,7 @@ from kdtrans.artifacts import read_json
 from kdtrans.config import TargetsConfig, validate
 from kdtrans.contracts import ContractError
 from kdtrans.data.batches import inference_batches
-from kdtrans.data.manifest import text_of
+from kdtrans.data.manifest import text_of, write_cuts
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.lattice.path import nodes
 from kdtrans.targets.make import make_targets
@@ -151,6 +151,12 @@ def broken(toy: Workspace, tmp_path: Path, change) -> list[str]:  # type: ignore
     return toy.verify_command(toy.folder / "teacher" / "model.pt", tmp_path / "bad.parquet", tmp_path / "index.json")
 
 
+def without_nodes(target: Target) -> Target:
+    none = slice(0, 0)
+    lists = {"path": target.path[none], "topk_ids": target.topk_ids[none], "topk_logp": target.topk_logp[none]}
+    return replace(target, num_frames=0, **lists)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -159,6 +165,8 @@ def broken(toy: Workspace, tmp_path: Path, change) -> list[str]:  # type: ignore
         (lambda rows, f: ([replace(rows[0], num_frames=99), *rows[1:]], f), "blanks differ from num_frames"),
         (lambda rows, f: ([replace(rows[0], topk_logp=rows[0].topk_logp + 1), *rows[1:]], f), "sum to more than 1"),
         (lambda rows, f: ([replace(rows[0], topk_logp=rows[0].topk_logp * np.nan), *rows[1:]], f), "not numbers"),
+        (lambda rows, f: ([rows[0], without_nodes(rows[1]), *rows[2:]], f), "the path is empty \\(utterance utt01"),
+        (lambda rows, f: ([replace(rows[0], topk_ids=rows[0].topk_ids + 1000), *rows[1:]], f), "id 1.* in topk_ids"),
         (lambda rows, f: (rows, replace(f, teacher_sha256="d" * 64)), "teacher_sha256 is dddddddddddd"),
         (lambda rows, f: (rows, replace(f, manifest_sha256="d" * 64)), "manifest_sha256 is dddddddddddd"),
     ],
@@ -171,6 +179,14 @@ def test_verify_names_what_is_wrong(toy: Workspace, tmp_path: Path, capsys, chan
     assert re.search(message, errors), errors
     assert "bad.parquet" in errors
     assert not (tmp_path / "index.json").exists()
+
+
+def test_a_shard_without_utterances_is_refused(toy: Workspace, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    write_cuts([], tmp_path / "empty.jsonl.gz")
+    command = toy.dump_command(toy.folder / "teacher" / "model.pt", tmp_path / "part.parquet")
+    command[command.index("--cuts") + 1] = str(tmp_path / "empty.jsonl.gz")
+    assert main(command) == 1
+    assert "empty.jsonl.gz: no utterance is in this shard" in capsys.readouterr().err
 
 
 def test_the_index_counts_what_is_there(toy: Workspace, made: dict[str, Target]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,11 @@ import torch
 
 from kdtrans.__main__ import main
 from kdtrans.config import TrainingConfig
-from kdtrans.training.checkpoint import claim
+from kdtrans.data.manifest import text_of
+from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.training.checkpoint import claim, load_model
+from kdtrans.training.evaluate import dev_evaluation
+from kdtrans.training.loop import _check_finite
 from kdtrans.training.progress import MetricsLog, read_metrics
 from kdtrans.training.schedule import WeightAverage, tri_stage
 from tests.tiny import Workspace
@@ -36,6 +42,29 @@ def test_the_average_is_the_recursion_by_hand() -> None:
         expected = decay * expected + (1 - decay) * model.weight.detach()
         average.update(model, step)
     torch.testing.assert_close(average.state["weight"], expected)
+
+
+def test_a_kept_average_is_copied_to_where_the_model_is() -> None:
+    average = WeightAverage(torch.nn.Linear(2, 1), decay=0.5)
+    places = {name: value.data_ptr() for name, value in average.state.items()}
+    kept = {name: torch.randn_like(value) for name, value in average.state.items()}
+    average.load(kept)
+    assert {name: value.data_ptr() for name, value in average.state.items()} == places  # not the file's own, on the CPU
+    torch.testing.assert_close(average.state, kept)
+
+
+def test_gradients_that_are_not_numbers_stop_the_run() -> None:
+    _check_finite({"grad_norm": torch.tensor(1.0)}, ["utt01"], 3)
+    with pytest.raises(ValueError, match=r"update 3: grad_norm is inf for utterances utt01"):
+        _check_finite({"grad_norm": torch.tensor(torch.inf)}, ["utt01"], 3)
+
+
+def test_a_development_set_without_text_is_refused_before_training(toy: Workspace) -> None:
+    unlabelled = [cut for cut in toy.cuts if text_of(cut) is None]
+    tokenizer = Tokenizer(toy.tokenizer)
+    model = load_model(toy.folder / "teacher" / "model.pt", tokenizer)
+    with pytest.raises(ValueError, match="none of the 4 utterances of the development set has text"):
+        dev_evaluation(unlabelled, tokenizer, model, 10.0)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_utterances(
@@ -71,6 +100,24 @@ def test_a_folder_is_held_by_one_trainer_at_a_time(tmp_path: Path) -> None:
             pass
     with claim(folder, {"a": 1}) as waited:
         assert not waited
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_work_of_another_trainer_counts_only_for_the_same_settings(tmp_path: Path, changed: bool) -> None:
+    folder = tmp_path / "checkpoints"
+    held = threading.Event()
+
+    def other_trainer() -> None:
+        with claim(folder, {"a": 1}):
+            held.set()
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=other_trainer)
+    thread.start()
+    held.wait()
+    with claim(folder, {"a": 2 if changed else 1}, wait_s=0.5) as waited:
+        assert waited is not changed
+    thread.join()
 
 
 def test_a_finished_run_that_is_asked_for_again_is_trained_again(

@@ -90,6 +90,18 @@ def test_only_what_changes_the_weights_is_the_identity_of_a_run() -> None:
         assert identity(changes) != identity({})
 
 
+def test_files_of_the_same_name_are_different_inputs(tmp_path: Path) -> None:
+    shards = [tmp_path / split / "cuts.00000.jsonl.gz" for split in ("train", "dev")]
+    for shard in shards:
+        shard.parent.mkdir()
+        shard.write_text(str(shard))
+    before = identity_of(TeacherConfig(), shards)
+    for shard in shards:
+        shard.write_text("changed")
+        assert identity_of(TeacherConfig(), shards) != before
+        before = identity_of(TeacherConfig(), shards)
+
+
 def test_kill_in_the_middle_of_a_dump_loses_nothing_and_leaves_nothing(toy: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "part.parquet"
     command = toy.dump_command(toy.folder / "teacher" / "model.pt", out)
