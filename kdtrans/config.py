@@ -17,8 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
 Policy = Literal["fail", "drop"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+# What `snakemake NAME` means already; a system is such a name too.
+TARGET_NAMES = {
+    *("all", "data", "teacher", "targets", "students", "decode", "report"),
+    *("synth", "download", "prepare", "tokenizer", "check", "lm", "train_teacher", "gate", "dump", "verify"),
+    *("train_student", "tune_lm", "decode_testset", "score"),
+}
 
 
 class ConfigError(ValueError):
@@ -109,8 +118,8 @@ class CorpusConfig(Section):
     """Test sets: name -> the corpus's parts; null takes one away."""
     split: SplitConfig = SplitConfig()
     checks: ChecksConfig = ChecksConfig()
-    min_duration_s: float = 0.3
-    max_duration_s: float = 20.0
+    min_duration_s: Seconds = 0.3
+    max_duration_s: Seconds = 20.0
     num_shards: Positive = 4
     """Manifest shards of the training split; the target shards are one to one with them."""
     synth: SynthConfig = SynthConfig()
@@ -121,9 +130,12 @@ class CorpusConfig(Section):
     def _roles(self) -> CorpusConfig:
         if not self.dev and self.split.dev_fraction == 0:
             raise ValueError("corpus.dev is empty and corpus.split.dev_fraction is 0: give one of them")
-        for taken in ("train", "dev"):
-            if taken in self.test:
-                raise ValueError(f"corpus.test: a test set may not be called '{taken}'")
+        for taken in {"train", "dev", "train-labelled", "train-unlabelled"} & set(self.test):
+            raise ValueError(f"corpus.test: a test set may not be called '{taken}'")
+        if self.min_duration_s >= self.max_duration_s:
+            raise ValueError(
+                f"min_duration_s {self.min_duration_s:g} is not below max_duration_s {self.max_duration_s:g}"
+            )
         return self
 
 
@@ -207,7 +219,7 @@ class TrainingConfig(Section):
 
     seed: int = 1
     updates: Positive = 2000
-    max_duration_s: float = 60.0
+    max_duration_s: Seconds = 60.0
     """Padded seconds of audio in a batch."""
     accumulate: Positive = 1
     """Batches an update."""
@@ -253,8 +265,6 @@ class TeacherConfig(Section):
     """How two 20 ms frames become one of 40 ms."""
     predictor: PredictorConfig = PredictorConfig(dim=256)
     joiner_dim: Positive = 256
-    dropout: Fraction = 0.1
-    """Dropout on the encoder's output."""
     masking: MaskingConfig = MaskingConfig()
     freeze_updates: Annotated[int, Field(ge=0)] = 40
     """Updates for which the whole encoder is frozen."""
@@ -277,7 +287,6 @@ class TeacherConfig(Section):
 class KdConfig(Section):
     """Distillation loss; weight 0 turns it off and then no target is read for labelled data."""
 
-    loss: Literal["one_best"] = "one_best"
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Lambda of L = L_transducer + lambda L_kd."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -322,7 +331,7 @@ class SearchConfig(Section):
     """One way of decoding."""
 
     type: Literal["greedy", "beam"] = "greedy"
-    beam: Positive = 4
+    beam: Annotated[int, Field(ge=1, le=255)] = 4
     """Hypotheses kept an utterance."""
     lm: bool = False
     """Shallow fusion with the n-gram; its weight is tuned on dev."""
@@ -345,7 +354,7 @@ class TargetsConfig(Section):
     """Weight of the language model in that search; needs search.lm."""
     frame_offset: Annotated[int, Field(ge=0, le=2)] = 0
     """Teacher frames dropped at the start, when the teacher has more 40 ms frames than the student."""
-    max_duration_s: float = 60.0
+    max_duration_s: Seconds = 60.0
     """Padded seconds of audio in a batch."""
 
 
@@ -355,9 +364,9 @@ class DecodeConfig(Section):
         "beam_lm": SearchConfig(type="beam", lm=True),
     }
     """Searches: name -> how it decodes; null takes one away."""
-    lm_weights: list[float] = [0.0, 0.1, 0.2, 0.3, 0.45, 0.6]
+    lm_weights: list[Annotated[float, Field(ge=0)]] = [0.0, 0.1, 0.2, 0.3, 0.45, 0.6]
     """Weights tried on dev for each system; the best is frozen for the test sets."""
-    max_duration_s: float = 120.0
+    max_duration_s: Seconds = 120.0
     """Padded seconds of audio in a batch."""
 
     _searches = field_validator("searches", mode="before", json_schema_input_type=dict[Name, SearchConfig | None])(
@@ -399,8 +408,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _systems(self) -> Config:
-        if "teacher" in self.systems:
-            raise ValueError("systems: 'teacher' is taken by the teacher; choose another name")
+        for taken in TARGET_NAMES & set(self.systems):
+            raise ValueError(f"systems: '{taken}' is the name of a stage; choose another")
         for name in self.systems:
             self.system(name)
         if self.report.baseline not in self.systems:

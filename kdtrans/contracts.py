@@ -1,15 +1,24 @@
 """Every file that passes between stages: where it lies, what is in it, and the checks a reader makes.
 
-    data/{split}/cuts.NNNNN.jsonl.gz        manifest      lhotse MonoCuts, one supervision each; text null = unlabelled
+    corpus/LibriSpeech, corpus/lm.txt       the embedded corpus and text for its language model; corpus/SHA256SUMS last
+    data/prepared/{split}.jsonl.gz          manifest of a split as the corpus has it; summary.json: hours by reason
+    data/prepared/unlabelled_text.jsonl     the text of unlabelled audio where it is known; for one diagnostic only
+    data/{split}/cuts.NNNNN.jsonl.gz        manifest      MonoCuts at 16 kHz, one supervision; text null = unlabelled
     data/summary.json                       hours in, kept and dropped, by split and reason
     tokenizer/tokenizer.model               sentencepiece; id 0 is blank, id 1 unknown
     lm/lm.arpa                              n-gram over token pieces
     teacher/model.pt                        checkpoint    see MODEL_KEYS
-    targets/{teacher}/{split}/part-NNNNN.parquet          one best paths and distributions; see TARGETS
+    teacher/gate.json                       dev WER of the teacher and the limit it kept
+    targets/teacher/train/part-NNNNN.parquet              one-best paths and distributions; see TARGETS
+    targets/teacher/train/index.json        the shards after their check: teacher, tokenizer, counts
     systems/{system}/model.pt               checkpoint    see MODEL_KEYS
+    */checkpoints/metrics.jsonl             training curves, a row a log step
+    decode/{system}/{search}/lm_weight.json               the weight chosen on dev, and those tried
     decode/{system}/{search}/{testset}.parquet            hypotheses; see HYPOTHESES
     decode/{system}/{search}/{testset}.score.parquet      per-utterance counts; see SCORES
     decode/{system}/{search}/{testset}.score.json         summary; see ScoreSummary
+    report/                                 table.txt, summary.json, index.html
+    *.run.json                              beside each: how it was made; see artifacts.run_record
 
 No torch here: scoring, reporting and the workflow import this module.
 """
@@ -192,6 +201,8 @@ def read_footer(path: Path | str) -> dict[str, str]:
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
+    except FileNotFoundError:
+        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
     except (pa.ArrowException, OSError) as error:
         raise ContractError(
             f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"

@@ -56,7 +56,7 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
         ({"student": {"encoder": {"conv_kernel": 14}}}, ["conv_kernel 14", "odd"]),
         ({"student": {"training": {"phases": [0.1, 0.1, 0.1]}}}, ["phases"]),
         ({"systems": {"baseline": {"kd": {"wait": 1}}}}, ["systems.baseline", "kd.wait"]),
-        ({"systems": {"baseline": {}, "teacher": {}}}, ["'teacher' is taken"]),
+        ({"systems": {"baseline": {}, "teacher": {}}}, ["'teacher' is the name of a stage"]),
         ({"report": {"baseline": "none"}}, ["report.baseline 'none'"]),
         ({"targets": {"lm_weight": 0.3}}, ["targets.lm_weight", "targets.search.lm"]),
         ({"decode": {"searches": {"greedy": {"lm": True}}}}, ["decode.searches.greedy", "beam"]),

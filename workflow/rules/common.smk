@@ -102,7 +102,7 @@ def max_seconds(wildcards, resources):
 
     The profile's retries then start the next job, which resumes. Without a `runtime` there is no budget.
     """
-    return option("--max-seconds", resources.get("runtime", 0) and resources.runtime * 60 - 600)
+    return option("--max-seconds", resources.get("runtime", 0) and max(60, resources.runtime * 60 - 600))
 
 
 onstart:  # a dry run writes nothing, so it cannot pull the settings from under a run in progress

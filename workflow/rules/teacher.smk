@@ -8,6 +8,7 @@ rule teacher:
 
 
 rule train_teacher:
+    priority: 1  # everything but the baseline waits for it
     input:
         train=TRAIN_CUTS,
         dev=DEV_CUTS,
