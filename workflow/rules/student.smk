@@ -17,6 +17,7 @@ rule train_student:
         model=f"{R}/systems/{{system}}/model.pt",
     log:
         f"{R}/logs/train_student/{{system}}.log",
+    priority: 1  # long jobs first, so that the short ones fill the gaps at the end
     conda:
         "../../envs/kdtrans.yaml"
     params:

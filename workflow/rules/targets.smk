@@ -18,6 +18,7 @@ rule dump:
         targets=f"{R}/targets/teacher/train/part-{{shard}}.parquet",
     log:
         f"{R}/logs/dump/{{shard}}.log",
+    priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"
     params:

@@ -16,7 +16,7 @@ rule train_teacher:
         model=TEACHER,  # one file, written last; Snakemake deletes the outputs of a failed job, so checkpoints are none
     log:
         f"{R}/logs/train_teacher.log",
-    priority: 1  # everything but the baseline waits for it
+    priority: 2  # everything but the baseline waits for it
     conda:
         "../../envs/kdtrans.yaml"
     params:
