@@ -56,11 +56,11 @@ class SynthConfig(Section):
     """Number of speakers; no speaker is in two splits."""
     labelled_min: float = 10.0
     """Minutes of labelled training speech."""
-    unlabelled_min: float = 60.0
+    unlabelled_min: float = 50.0
     """Minutes of unlabelled training speech."""
-    dev_min: float = 4.0
+    dev_min: float = 3.0
     """Minutes of development speech."""
-    test_min: float = 8.0
+    test_min: float = 6.0
     """Minutes of test speech."""
     noise_snr_db: tuple[float, float] = (20.0, 40.0)
     """Range of the signal-to-noise ratio of the noise that is mixed in, dB."""
@@ -312,12 +312,12 @@ class StudentConfig(Section):
     kd: KdConfig = KdConfig()
     training: TrainingConfig = TrainingConfig(
         optimizer="muon",
-        updates=1000,
+        updates=900,
         lr=5.0e-3,
         max_duration_s=10.0,
         ctc_weight=0.5,
         ema_decay=0.99,
-        evaluate_every=500,
+        evaluate_every=450,
     )
 
     @property
@@ -364,7 +364,7 @@ class DecodeConfig(Section):
         "beam_lm": SearchConfig(type="beam", lm=True),
     }
     """Searches: name -> how it decodes; null takes one away."""
-    lm_weights: list[Annotated[float, Field(ge=0)]] = [0.0, 0.1, 0.2, 0.3, 0.45, 0.6]
+    lm_weights: list[Annotated[float, Field(ge=0)]] = [0.0, 0.15, 0.3, 0.45]
     """Weights tried on dev for each system; the best is frozen for the test sets."""
     max_duration_s: Seconds = 120.0
     """Padded seconds of audio in a batch."""
