@@ -40,6 +40,7 @@ rule verify:
         index=TARGETS_INDEX,
     log:
         f"{R}/logs/verify.log",
+    priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"
     shell:

@@ -37,6 +37,7 @@ rule gate:
         gate=f"{R}/teacher/gate.json",
     log:
         f"{R}/logs/gate.log",
+    priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"
     params:
