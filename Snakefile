@@ -31,9 +31,10 @@ localrules:
     decode,
     download,
     gate,
-    verify,
     score,
     report,
+    sweep,
+    choose,
 
 
 rule all:  # every phase by name: Snakemake does not remake a missing file whose successors exist unless it is asked for

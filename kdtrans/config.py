@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,13 +21,15 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Policy = Literal["fail", "drop"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+FRAME_MS = 40  # of every encoder; contracts.FRAME_SHIFT_MS is the same
+FramesMs = Annotated[int, Field(ge=FRAME_MS, multiple_of=FRAME_MS)]
 
 
 # What `snakemake NAME` means already; a system is such a name too.
 TARGET_NAMES = {
-    *("all", "data", "teacher", "targets", "students", "decode", "report"),
-    *("synth", "download", "prepare", "tokenizer", "check", "lm", "train_teacher", "gate", "dump", "verify"),
-    *("train_student", "tune_lm", "decode_testset", "score"),
+    *("all", "data", "teacher", "targets", "students", "decode", "report", "sweep"),
+    *("synth", "download", "prepare", "tokenizer", "check", "lm", "lstm_lm", "train_teacher", "gate", "dump", "verify"),
+    *("train_student", "tune_lm", "decode_testset", "score", "align", "choose"),
 }
 
 
@@ -38,6 +41,9 @@ class Section(BaseModel):
     """Base of every section: unknown keys are refused, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def _without_nulls(entries: Any) -> Any:
@@ -120,7 +126,9 @@ class CorpusConfig(Section):
     checks: ChecksConfig = ChecksConfig()
     min_duration_s: Seconds = 0.3
     max_duration_s: Seconds = 20.0
-    num_shards: Positive = 4
+    speeds: Annotated[list[Annotated[float, Field(ge=0.5, le=2.0)]], Field(min_length=1)] = [1.0]
+    """Training audio is played at each of these speeds: utterances of their own, with targets of their own."""
+    num_shards: Positive = 2
     """Manifest shards of the training split; the target shards are one to one with them."""
     synth: SynthConfig = SynthConfig()
 
@@ -147,16 +155,32 @@ class TokenizerConfig(Section):
     """An existing sentencepiece model to use instead of training one; its id 0 must be blank."""
 
 
+class LstmLmConfig(Section):
+    """A small LSTM language model over tokens, made where a search has `lm: lstm`."""
+
+    dim: Positive = 128
+    layers: Positive = 1
+    dropout: Fraction = 0.2
+    updates: Positive = 1000
+    batch: Positive = 64
+    """Sentences in a batch."""
+    lr: Annotated[float, Field(gt=0)] = 3.0e-3
+    """Peak learning rate; it falls to nought linearly."""
+    seed: int = 1
+
+
 class LmConfig(Section):
-    """Token n-gram with modified Kneser-Ney smoothing."""
+    """Token language models: an n-gram with modified Kneser-Ney smoothing, and an LSTM on the same text."""
 
     order: Annotated[int, Field(ge=1, le=8)] = 4
+    """Of the n-gram."""
     transcripts: bool = True
     """Train on the labelled transcripts."""
     texts: list[str] = []
     """Further text files, a sentence a line; `synth` adds its own."""
     arpa: str | None = None
     """An existing token ARPA file to use instead of estimating one."""
+    lstm: LstmLmConfig = LstmLmConfig()
 
 
 # -------------------------------------------------------------------------------------------------------------- models
@@ -170,6 +194,24 @@ class PredictorConfig(Section):
     dropout: Fraction = 0.1
 
 
+class StreamingConfig(Section):
+    """Causal convolutions and attention in chunks: a frame sees its chunk and a limited left context."""
+
+    chunk_ms: FramesMs = 640
+    """Chunk with which the student is evaluated and decoded, unless a search names another."""
+    train_chunks_ms: list[FramesMs] = [320, 640, 1280]
+    """One of these is drawn for each batch (dynamic chunk training)."""
+    left_context_ms: FramesMs = 2560
+    """How far attention looks back before its chunk."""
+
+    @field_validator("train_chunks_ms")
+    @classmethod
+    def _some(cls, chunks: list[int]) -> list[int]:
+        if not chunks:
+            raise ValueError("train_chunks_ms is empty: name at least one chunk size")
+        return chunks
+
+
 class ConformerConfig(Section):
     """Conformer with 4x convolutional subsampling (10 -> 40 ms) and rotary relative positions."""
 
@@ -181,6 +223,8 @@ class ConformerConfig(Section):
     """Width of the depthwise convolution, frames of 40 ms; odd."""
     subsampling_channels: Positive = 16
     dropout: Fraction = 0.05
+    streaming: StreamingConfig | None = None
+    """null: the whole utterance is seen at once; {}: a streaming encoder with the defaults."""
 
     @model_validator(mode="after")
     def _shape(self) -> ConformerConfig:
@@ -239,6 +283,10 @@ class TrainingConfig(Section):
     """Decay of the running average of the weights; the average is what is evaluated and kept."""
     ctc_weight: float = 0.2
     """Weight of an auxiliary CTC loss on the encoder; 0 turns it off."""
+    fastemit: Annotated[float, Field(ge=0)] = 0.0
+    """FastEmit: the gradient of label arcs is multiplied by 1 + this, so that labels are emitted earlier."""
+    delay_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Nats a frame by which the lattice prefers earlier labels."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where it pays (CUDA; wide encoders on CPUs with AMX); lattices are always fp64."""
     evaluate_every: Positive = 500
@@ -287,15 +335,54 @@ class TeacherConfig(Section):
 class KdConfig(Section):
     """Distillation loss; weight 0 turns it off and then no target is read for labelled data."""
 
+    loss: Literal["one_best", "collapsed", "full_lattice", "full_sum"] = "one_best"
+    """one_best: the paper's. collapsed and full_lattice run the teacher beside the student: small data only."""
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Lambda of L = L_transducer + lambda L_kd."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     reduction: Literal["sum", "node"] = "sum"
-    """sum: over the path's nodes, mean over utterances (the paper); node: mean over all nodes."""
+    """sum: over the nodes, mean over utterances (the paper); node: mean over all nodes."""
     node_weight: Literal["one", "nonblank"] = "one"
     """Weight of a node: 1 (the paper), or 1 - P_teacher(blank)."""
-    shift: Annotated[int, Field(ge=0)] = 0
-    """tau: frames of 40 ms by which the student may lag behind the teacher."""
+    shift: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """tau: frames of 40 ms by which the student may lag behind the teacher; auto: measured while training."""
+    window: Annotated[int, Field(ge=0)] = 0
+    """A node's loss is the least over the shifts tau - window .. tau + window."""
+
+    @property
+    def reads_shards(self) -> bool:
+        """Whether the loss needs the dumped targets of labelled audio too."""
+        return self.weight > 0 and self.loss in ("one_best", "full_sum")
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the loss needs the teacher at every node of the grid, which no shard holds."""
+        return self.weight > 0 and self.loss in ("collapsed", "full_lattice")
+
+    @model_validator(mode="after")
+    def _fits(self) -> KdConfig:
+        paths_only = {"shift": 0, "window": 0}
+        changed = [name for name, default in paths_only.items() if getattr(self, name) != default]
+        if self.loss != "one_best" and changed:
+            raise ValueError(f"kd.{changed[0]} moves the nodes of a path: it needs kd.loss: one_best, not {self.loss}")
+        of_nodes = {"temperature": 1.0, "reduction": "sum", "node_weight": "one"}
+        changed = [name for name, default in of_nodes.items() if getattr(self, name) != default]
+        if self.loss == "full_sum" and changed:
+            raise ValueError(f"kd.{changed[0]} is about nodes, but kd.loss: full_sum compares whole utterances")
+        return self
+
+
+class FilterConfig(Section):
+    """Which pseudo-labelled utterances a student trains on; read with the targets, so that no change dumps anew."""
+
+    min_confidence: Fraction = 0.0
+    """Least posterior of the path among the paths of its labels."""
+    min_frames_per_label: Annotated[float, Field(ge=0)] = 1.0
+    """Fewest frames of 40 ms for each label."""
+    max_repetition: Fraction = 1.0
+    """Largest share of labels that repeat the one before."""
+    max_length_ratio: Annotated[float, Field(gt=1)] | None = None
+    """Largest factor between an utterance's labels a second and the labelled speech's, up or down; null: any."""
 
 
 class StudentConfig(Section):
@@ -307,23 +394,26 @@ class StudentConfig(Section):
     """Train on unlabelled audio too, with the teacher's pseudo text."""
     unlabelled_ratio: Annotated[float, Field(gt=0)] | None = None
     """Hours of unlabelled audio for each labelled hour in the stream of batches; null: as the corpus has it."""
-    min_confidence: Fraction = 0.0
-    """Pseudo-labelled utterances whose path posterior is lower are left out."""
+    targets: Name = "teacher"
+    """The target set that it learns from."""
+    filters: FilterConfig = FilterConfig()
     kd: KdConfig = KdConfig()
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    """A run for each; the table shows their mean and spread. null: one run, with training.seed."""
     training: TrainingConfig = TrainingConfig(
         optimizer="muon",
-        updates=900,
+        updates=1000,
         lr=5.0e-3,
         max_duration_s=10.0,
         ctc_weight=0.5,
         ema_decay=0.99,
-        evaluate_every=450,
+        evaluate_every=500,
     )
 
     @property
     def reads_targets(self) -> bool:
         """Whether training reads the teacher's target shards."""
-        return self.unlabelled or self.kd.weight > 0
+        return self.unlabelled or self.kd.reads_shards
 
 
 # ------------------------------------------------------------------------------------------------ targets and decoding
@@ -333,15 +423,17 @@ class SearchConfig(Section):
     type: Literal["greedy", "beam"] = "greedy"
     beam: Annotated[int, Field(ge=1, le=255)] = 4
     """Hypotheses kept an utterance."""
-    lm: bool = False
-    """Shallow fusion with the n-gram; its weight is tuned on dev."""
+    lm: Literal["ngram", "lstm"] | None = None
+    """Shallow fusion with this language model; its weight is tuned on dev."""
     max_symbols: Positive = 5
     """Most labels on one frame."""
+    chunk_ms: FramesMs | None = None
+    """Chunk size for streaming systems, and for no others; null: each system's own."""
 
     @model_validator(mode="after")
     def _lm_needs_beam(self) -> SearchConfig:
         if self.lm and self.type == "greedy":
-            raise ValueError("lm: true needs type: beam")
+            raise ValueError(f"lm: {self.lm} needs type: beam")
         return self
 
 
@@ -350,21 +442,36 @@ class TargetsConfig(Section):
     """Classes whose log-probability is stored at each node; the rest is one tail class."""
     search: SearchConfig = SearchConfig()
     """Search that makes paths and pseudo text for unlabelled audio."""
+    unlabelled_path: Literal["search", "viterbi"] = "search"
+    """The path of pseudo text: the one that the search took, or the best one that spells it."""
+    nbest: Positive = 1
+    """Hypotheses kept of an unlabelled utterance, weighted by their posterior; needs as wide a beam."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the language model in that search; needs search.lm."""
+    """Weight of the language model in that search and in the distributions stored at label nodes; needs search.lm."""
     frame_offset: Annotated[int, Field(ge=0, le=2)] = 0
     """Teacher frames dropped at the start, when the teacher has more 40 ms frames than the student."""
     max_duration_s: Seconds = 60.0
     """Padded seconds of audio in a batch."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> TargetsConfig:
+        if self.lm_weight > 0 and not self.search.lm:
+            raise ValueError("lm_weight > 0 needs a language model: set search.lm (and search.type: beam)")
+        hypotheses = self.search.beam if self.search.type == "beam" else 1
+        if self.nbest > hypotheses:
+            raise ValueError(f"nbest {self.nbest} needs a search that keeps as many hypotheses, this one: {hypotheses}")
+        if self.search.chunk_ms is not None:
+            raise ValueError("search.chunk_ms is for streaming students, the teacher is none: leave it out")
+        return self
+
 
 class DecodeConfig(Section):
     searches: dict[Name, SearchConfig] = {
         "greedy": SearchConfig(),
-        "beam_lm": SearchConfig(type="beam", lm=True),
+        "beam_lm": SearchConfig(type="beam", lm="ngram"),
     }
     """Searches: name -> how it decodes; null takes one away."""
-    lm_weights: list[Annotated[float, Field(ge=0)]] = [0.0, 0.15, 0.3, 0.45]
+    lm_weights: list[Annotated[float, Field(ge=0)]] = [0.0, 0.2, 0.4]
     """Weights tried on dev for each system; the best is frozen for the test sets."""
     max_duration_s: Seconds = 120.0
     """Padded seconds of audio in a batch."""
@@ -378,6 +485,17 @@ class ReportConfig(Section):
     title: str = "Distilling a large transducer into a small one"
     baseline: Name = "baseline"
     """The system that relative reductions are computed against."""
+    control: Name = "hard"
+    """A second system to compare with, where there is one of this name: pseudo labels without distillation."""
+    finished_only: bool = False
+    """Report what is finished instead of making what is not."""
+
+
+class Run(NamedTuple):
+    """One training of a student: a system, or one of its seeds."""
+
+    system: str
+    config: StudentConfig
 
 
 class Config(Section):
@@ -390,46 +508,104 @@ class Config(Section):
     lm: LmConfig = LmConfig()
     teacher: TeacherConfig = TeacherConfig()
     targets: TargetsConfig = TargetsConfig()
+    """What all target sets share."""
+    target_sets: dict[Name, dict[str, Any]] = {"teacher": {}}
+    """Target sets: name -> what differs from `targets`; null takes one away. Those that a system reads are made."""
     student: StudentConfig = StudentConfig()
     """What all student systems share."""
     systems: dict[Name, dict[str, Any]] = {
         "baseline": {},
         "hard": {"unlabelled": True},
-        "kd": {"kd": {"weight": 0.5}},
-        "kd_unlabelled": {"unlabelled": True, "kd": {"weight": 0.5}},
+        "kd": {"kd": {"weight": 1.0}},
+        "kd_unlabelled": {"unlabelled": True, "kd": {"weight": 1.0}},
     }
     """Student systems: name -> what differs from `student`; null takes one away."""
+    sweep: dict[Name, dict[str, Annotated[list[Any], Field(min_length=1)]]] = {}
+    """`snakemake sweep`: system -> keys of `student` -> values; a run for each combination, chosen between on dev."""
     decode: DecodeConfig = DecodeConfig()
     report: ReportConfig = ReportConfig()
 
-    _named = field_validator("systems", mode="before", json_schema_input_type=dict[Name, dict[str, Any] | None])(
-        _without_nulls
-    )
+    _named = field_validator(
+        "systems", "target_sets", mode="before", json_schema_input_type=dict[Name, dict[str, Any] | None]
+    )(_without_nulls)
 
     @model_validator(mode="after")
-    def _systems(self) -> Config:
+    def _consistent(self) -> Config:
         for taken in TARGET_NAMES & set(self.systems):
             raise ValueError(f"systems: '{taken}' is the name of a stage; choose another")
+        for name in self.target_sets:
+            self.target_set(name)
         for name in self.systems:
-            self.system(name)
+            used = self.system(name).targets
+            if self.system(name).reads_targets and used not in self.target_sets:
+                raise ValueError(f"systems.{name}: targets '{used}' is none of target_sets {sorted(self.target_sets)}")
         if self.report.baseline not in self.systems:
             raise ValueError(f"report.baseline '{self.report.baseline}' is none of the systems {sorted(self.systems)}")
-        if self.targets.lm_weight > 0 and not self.targets.search.lm:
-            raise ValueError("targets.lm_weight > 0 needs targets.search.lm: true")
+        for name in self.sweep:
+            if name not in self.systems:
+                raise ValueError(f"sweep: '{name}' is none of the systems {sorted(self.systems)}")
+        self.runs()
+        self.sweep_runs()
         return self
 
     def system(self, name: str) -> StudentConfig:
         """The student configuration of one system: `student` with the system's own entries laid over it."""
+        return self._laid_over(self.student, self.systems[name], f"systems.{name}")
+
+    def target_set(self, name: str) -> TargetsConfig:
+        """The configuration of one target set: `targets` with the set's own entries laid over it."""
+        return self._laid_over(self.targets, self.target_sets[name], f"target_sets.{name}")
+
+    def runs(self) -> dict[str, Run]:
+        """Every training of the configuration's systems: the system's name, or SYSTEM-seedN where it has several."""
+        runs: dict[str, Run] = {}
+        for name in self.systems:
+            config = self.system(name)
+            seeds = config.seeds or [config.training.seed]
+            for seed in seeds:
+                run = f"{name}-seed{seed}" if len(seeds) > 1 else name
+                if run in runs:
+                    raise ValueError(f"systems: two runs would be called '{run}': rename a system or a seed")
+                runs[run] = Run(name, _seeded(config, seed))
+        return runs
+
+    def sweep_runs(self) -> dict[str, Run]:
+        """The trainings of `sweep`: SYSTEM-KEY_VALUE-KEY_VALUE, each with one seed."""
+        runs = {}
+        for name, grid in self.sweep.items():
+            for values in product(*grid.values()):
+                chosen = dict(zip(grid, values, strict=True))
+                run = "-".join([name, *(f"{key.rpartition('.')[2]}_{value}" for key, value in chosen.items())])
+                if not re.fullmatch(r"[A-Za-z0-9._-]+", run):
+                    raise ValueError(f"sweep.{name}: '{run}' is no name for a folder: sweep numbers and words only")
+                over = self.systems[name]
+                for key, value in chosen.items():
+                    over = merge(over, _nested(key, value))
+                config = self._laid_over(self.student, over, f"sweep.{name}")
+                runs[run] = Run(name, _seeded(config, (config.seeds or [config.training.seed])[0]))
+        return runs
+
+    def _laid_over(self, base: SectionT, over: dict[str, Any], source: str) -> SectionT:
         try:
-            return StudentConfig.model_validate(merge(self.student.model_dump(), self.systems[name]))
+            return type(base).model_validate(merge(base.model_dump(), over))
         except ValidationError as error:
-            raise ValueError(f"systems.{name}: {_explain(error)}") from None
+            raise ValueError(f"{source}: {_explain(error)}") from None
+
+
+def _seeded(config: StudentConfig, seed: int) -> StudentConfig:
+    training = config.training.model_copy(update={"seed": seed})
+    return config.model_copy(update={"seeds": None, "training": training})
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b`, v -> {a: {b: v}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-SectionT = TypeVar("SectionT", bound=Section)
-
-
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Lay `over` on `base`, deeply for nested mappings; neither is changed."""
     merged = dict(base)

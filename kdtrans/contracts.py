@@ -6,18 +6,19 @@
     data/{split}/cuts.NNNNN.jsonl.gz        manifest      MonoCuts at 16 kHz, one supervision; text null = unlabelled
     data/summary.json                       hours in, kept and dropped, by split and reason
     tokenizer/tokenizer.model               sentencepiece; id 0 is blank, id 1 unknown
-    lm/lm.arpa                              n-gram over token pieces
+    lm/lm.arpa, lm/lstm.pt                  n-gram and LSTM over token pieces
     teacher/model.pt                        checkpoint    see MODEL_KEYS
     teacher/gate.json                       dev WER of the teacher and the limit it kept
-    targets/teacher/train/part-NNNNN.parquet              one-best paths and distributions; see TARGETS
-    targets/teacher/train/index.json        the shards after their check: teacher, tokenizer, counts
-    systems/{system}/model.pt               checkpoint    see MODEL_KEYS
+    targets/{set}/train/part-NNNNN.parquet  paths and distributions; see TARGETS
+    targets/{set}/train/index.json          the shards after their check: teacher, tokenizer, counts
+    systems/{run}/model.pt                  checkpoint    see MODEL_KEYS; a run is a system, or one of its seeds
     */checkpoints/metrics.jsonl             training curves, a row a log step
-    decode/{system}/{search}/lm_weight.json               the weight chosen on dev, and those tried
-    decode/{system}/{search}/{testset}.parquet            hypotheses; see HYPOTHESES
-    decode/{system}/{search}/{testset}.score.parquet      per-utterance counts; see SCORES
-    decode/{system}/{search}/{testset}.score.json         summary; see ScoreSummary
-    report/                                 table.txt, summary.json, index.html
+    decode/{run}/{search}/lm_weight.json    the weight chosen on dev, and those tried
+    decode/{run}/{search}/{testset}.parquet               hypotheses; see HYPOTHESES
+    decode/{run}/{search}/{testset}.score.parquet         per-utterance counts; see SCORES
+    decode/{run}/{search}/{testset}.score.json            summary; see ScoreSummary
+    align/{run}/{testset}.parquet           frames on which a model emits the reference; see ALIGNMENTS
+    report/                                 table.txt, summary.json, index.html; sweep.txt, sweep.json
     *.run.json                              beside each: how it was made; see artifacts.run_record
 
 No torch here: scoring, reporting and the workflow import this module.
@@ -39,7 +40,7 @@ UNKNOWN = 1
 FRAME_SHIFT_MS = 40
 SAMPLE_RATE = 16000
 TOPOLOGY = "regular"  # a label stays on its frame, a blank moves to the next: T + U nodes
-TARGETS_VERSION = 1
+TARGETS_VERSION = 2
 
 
 class ContractError(ValueError):
@@ -50,7 +51,8 @@ TARGETS = pa.schema(
     [
         ("utt_id", pa.string()),
         ("rank", pa.uint8()),  # 0 = best
-        ("origin", pa.string()),  # viterbi | greedy | beam | beam_lm
+        ("weight", pa.float32()),  # posterior of this hypothesis among those of its utterance; they sum to 1
+        ("origin", pa.string()),  # viterbi | greedy | beam | beam_lm: what found the labels
         ("num_frames", pa.uint16()),  # teacher frames of 40 ms, T
         ("path", pa.list_(pa.uint16())),  # tokens with blanks: the whole path, N = T + U nodes
         ("topk_ids", pa.list_(pa.uint16())),  # node-major, k a node
@@ -80,6 +82,16 @@ HYPOTHESES = pa.schema(
     ]
 )
 
+ALIGNMENTS = pa.schema(
+    [
+        ("utt_id", pa.string()),
+        ("tokens", pa.list_(pa.uint16())),  # of the reference
+        ("token_frames", pa.list_(pa.uint16())),  # frame of 40 ms on which the model's Viterbi path emits each
+        ("num_frames", pa.uint16()),
+        ("path_logp", pa.float32()),  # nats
+    ]
+)
+
 SCORES = pa.schema(
     [
         ("utt_id", pa.string()),
@@ -97,8 +109,9 @@ SCORES = pa.schema(
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """One system, one search, one test set. Rates in %, durations in seconds."""
+    """One run, one search, one test set. Rates in %, durations in seconds."""
 
+    run: str
     system: str
     search: str
     testset: str
@@ -115,6 +128,7 @@ class ScoreSummary:
     decode_seconds: float
     parameters: int
     lm_weight: float
+    latency_ms: int | None  # algorithmic latency of a streaming system; None: it waits for the end
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ScoreSummary:
@@ -144,7 +158,10 @@ class TargetsFooter:
     frame_shift_ms: int = FRAME_SHIFT_MS
 
 
-MODEL_KEYS = ("kind", "config", "vocab_size", "tokenizer_sha256", "fingerprint", "step", "dev_wer", "state_dict")
+MODEL_KEYS = (
+    *("kind", "config", "vocab_size", "tokenizer_sha256", "fingerprint", "step", "dev_wer", "state_dict"),
+    "encoder_architecture",  # of a teacher's pre-trained encoder, so that its folder is needed no more; else None
+)
 
 
 def read_manifest_lines(path: Path | str) -> list[str]:

@@ -1,10 +1,11 @@
 """From cuts to batches: audio, features, labels and teacher targets, in a seeded order that can start anywhere.
 
-Shapes: B utterances, F feature frames, C channels, U labels.
+Shapes: B utterances, F feature frames, C channels, U labels, T teacher frames (40 ms), J the teacher's joiner width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -24,13 +25,32 @@ LONGEST_S = 65535 * FRAME_SHIFT_MS / 1000  # frames are stored as uint16
 
 
 @dataclass(frozen=True)
+class Labelling:
+    """Labels that an utterance may be trained on: its text, or one of the teacher's hypotheses.
+
+    Args:
+        labels: token ids.
+        weight: posterior among the utterance's labellings; they sum to 1.
+        load_targets: reads the teacher's distributions along the labels' path; None: there are none.
+        total_logp: the teacher's log P(labels | audio) over all paths, nats; None: unknown.
+    """
+
+    labels: tuple[int, ...]
+    weight: float = 1.0
+    load_targets: Callable[[], NodeTargets] | None = None
+    total_logp: float | None = None
+
+
+@dataclass(frozen=True)
 class Example:
-    """One training utterance: its audio, the labels it is trained on, and optionally the teacher's target."""
+    """One training utterance: its audio, whether it came with its text, and its labellings; a visit draws one of them.
+
+    Drawn by their weights, one labelling gives an unbiased estimate of the weighted loss over all, at the cost of one.
+    """
 
     cut: MonoCut
-    labels: tuple[int, ...]
     labelled: bool
-    load_targets: Callable[[], NodeTargets] | None = None
+    labellings: tuple[Labelling, ...]
 
 
 @dataclass
@@ -45,12 +65,13 @@ class Batch:
     targets: NodeTargets | None
     teacher_frames_B: Tensor | None  # -1 where an utterance has no target
     seconds: float
+    teacher_totals_B: Tensor | None = None  # the teacher's log P(labels | audio), nats; nan where it is unknown
+    teacher_BTJ: Tensor | None = None  # its projected encoder output, where it runs beside the student
     position: Position = (0, 0)
 
     def to(self, device: torch.device) -> Batch:
-        for name in ("features_BFC", "lengths_B", "labels_BU", "label_lengths_B", "targets", "teacher_frames_B"):
-            value = getattr(self, name)
-            if value is not None:
+        for name, value in vars(self).items():
+            if isinstance(value, (Tensor, NodeTargets)):
                 setattr(self, name, value.to(device))
         return self
 
@@ -145,14 +166,34 @@ def pack(order: list[int], seconds: list[float], max_duration_s: float) -> list[
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Examples as batches; an index is a position and its example indices, as `BatchOrder.stream` yields them."""
+    """Examples as batches; an index is a position and its example indices, as `BatchOrder.stream` yields them.
 
-    def __init__(self, examples: list[Example], order: BatchOrder, features: FeatureCache, workers: int = 0) -> None:
+    Args:
+        examples: all of them.
+        order: which of them come together, and when; its seed also draws the labellings.
+        features: a cut -> (F, C).
+        workers: processes that load audio; 0: none but this one.
+        teacher: a cut -> the teacher's projected encoder output (T, J), where the teacher runs beside the student.
+    """
+
+    def __init__(
+        self,
+        examples: list[Example],
+        order: BatchOrder,
+        features: FeatureCache,
+        workers: int = 0,
+        teacher: FeatureCache | None = None,
+    ) -> None:
         self.examples, self.order, self.features, self.workers = examples, order, features, workers
+        self.teacher = teacher
 
     def __getitem__(self, item: tuple[Position, list[int]]) -> Batch:
         position, indices = item
-        batch = collate([self.examples[i] for i in indices], self.features)
+        examples = [self.examples[i] for i in indices]
+        # A function of the seed and the place in the stream: the same after a resume and in any loader process.
+        random = np.random.default_rng((self.order.seed, *position))
+        labellings = [draw(example.labellings, random) for example in examples]
+        batch = collate([example.cut for example in examples], labellings, self.features, self.teacher)
         batch.position = position
         return batch
 
@@ -169,20 +210,38 @@ class TrainingBatches(Dataset[Batch]):
         return iter(loader)
 
 
-def collate(examples: list[Example], features: Callable[[MonoCut], Tensor]) -> Batch:
-    """Load, pad and stack examples."""
-    inputs = [features(example.cut) for example in examples]
-    labels = [torch.tensor(example.labels, dtype=torch.long) for example in examples]
-    targets = [example.load_targets() if example.load_targets else None for example in examples]
+def draw(labellings: tuple[Labelling, ...], random: np.random.Generator) -> Labelling:
+    """One of the labellings, with its weight as probability."""
+    if len(labellings) == 1:
+        return labellings[0]
+    reached = np.cumsum([labelling.weight for labelling in labellings])
+    return labellings[int(np.searchsorted(reached[:-1], random.random() * reached[-1], side="right"))]
+
+
+def collate(
+    cuts: list[MonoCut],
+    labellings: list[Labelling],
+    features: Callable[[MonoCut], Tensor],
+    teacher: Callable[[MonoCut], Tensor] | None = None,
+) -> Batch:
+    """Load, pad and stack utterances, each with one labelling; `features` and `teacher` as in TrainingBatches."""
+    inputs = [features(cut) for cut in cuts]
+    labels = [torch.tensor(labelling.labels, dtype=torch.long) for labelling in labellings]
+    targets = [labelling.load_targets() if labelling.load_targets else None for labelling in labellings]
+    frames = [-1 if target is None else int(target.t_N[-1]) + 1 for target in targets]
+    totals = [math.nan if labelling.total_logp is None else labelling.total_logp for labelling in labellings]
+    outputs = [teacher(cut) for cut in cuts] if teacher else None
     return Batch(
-        utt_ids=[example.cut.id for example in examples],
+        utt_ids=[cut.id for cut in cuts],
         features_BFC=pad_sequence(inputs, batch_first=True),
         lengths_B=torch.tensor([len(x) for x in inputs]),
         labels_BU=pad_sequence(labels, batch_first=True),
         label_lengths_B=torch.tensor([len(y) for y in labels]),
         targets=_join_targets(targets),
-        teacher_frames_B=torch.tensor([-1 if t is None else int(t.t_N[-1]) + 1 for t in targets]),
-        seconds=sum(example.cut.duration for example in examples),
+        teacher_frames_B=torch.tensor([len(h) for h in outputs] if outputs else frames),
+        seconds=sum(cut.duration for cut in cuts),
+        teacher_totals_B=None if all(map(math.isnan, totals)) else torch.tensor(totals),
+        teacher_BTJ=pad_sequence(outputs, batch_first=True) if outputs else None,
     )
 
 

@@ -24,30 +24,37 @@ IMPOSSIBLE = -1.0e30  # finite, so that differences of impossible scores are not
 
 def forward_scores(blank_BTU: Tensor, label_BTU: Tensor) -> Tensor:
     """alpha (B, T, U + 1), fp64: log-sum of all partial paths from (0, 0) to each node."""
-    blank, offset = blank_BTU.double(), _label_offsets(label_BTU)
-    alpha = torch.empty_like(blank)
-    alpha[:, 0] = offset[:, 0]
-    for t in range(1, blank.shape[1]):
-        entered = alpha[:, t - 1] + blank[:, t - 1] - offset[:, t]
-        alpha[:, t] = offset[:, t] + entered.logcumsumexp(1)
-    return alpha
+    return _accumulate(blank_BTU.double(), label_BTU.double())
 
 
-def backward_scores(blank_BTU: Tensor, label_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor) -> Tensor:
-    """beta (B, T + 1, U + 1), fp64: log-sum of all paths from each node to the end of its utterance.
+def forward_backward_scores(
+    blank_BTU: Tensor, label_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """alpha as `forward_scores`, and beta (B, T + 1, U + 1), fp64: log-sum of all paths from each node to the end.
 
-    Row T_b of an utterance with T_b frames is the end itself: 0 at u = U_b, impossible elsewhere.
+    Row T_b of an utterance with T_b frames is the end itself: 0 at u = U_b. Nodes off an utterance's grid are
+    impossible. beta is the alpha of the grid read from its end, so that one loop over frames makes both.
     """
-    blank, offset = blank_BTU.double(), _label_offsets(label_BTU)
+    blank, label = blank_BTU.double(), label_BTU.double()
     batch, num_frames, columns = blank.shape
-    end = blank.new_full((batch, columns), IMPOSSIBLE).scatter_(1, lengths_B[:, None], 0.0)
-    beta = blank.new_empty(batch, num_frames + 1, columns)
-    beta[:, num_frames] = end
-    for t in range(num_frames - 1, -1, -1):
-        beta[:, t + 1] = torch.where((frames_B == t + 1)[:, None], end, beta[:, t + 1])
-        left = beta[:, t + 1] + blank[:, t] + offset[:, t]
-        beta[:, t] = left.flip(1).logcumsumexp(1).flip(1) - offset[:, t]
-    return beta
+    device = blank.device
+    # Node (t, u) is (T_b - 1 - t, U_b - u) from the end, and an arc is weighted where it arrives, not where it leaves.
+    t_BT = frames_B[:, None] - 1 - torch.arange(num_frames, device=device)
+    u_BU = lengths_B[:, None] - torch.arange(columns, device=device)
+    rows_B11 = torch.arange(batch, device=device)[:, None, None]
+    before_BT1, at_BT1 = (t_BT - 1).clamp(min=0)[:, :, None], t_BT.clamp(min=0)[:, :, None]
+    from_end_blank = blank[rows_B11, before_BT1, u_BU.clamp(min=0)[:, None]]
+    from_end_label = label[rows_B11, at_BT1, (u_BU[:, :-1] - 1).clamp(min=0)[:, None]]
+    both = _accumulate(torch.cat([blank, from_end_blank]), torch.cat([label, from_end_label]))
+    alpha, from_end = both[:batch], both[batch:]
+
+    last = (torch.arange(batch, device=device), frames_B - 1, lengths_B)
+    read_back = from_end[rows_B11, at_BT1, u_BU.clamp(min=0)[:, None]] + blank[last][:, None, None]
+    on_grid = (t_BT >= 0)[:, :, None] & (u_BU >= 0)[:, None]
+    beta = blank.new_full((batch, num_frames + 1, columns), IMPOSSIBLE)
+    beta[:, :num_frames] = torch.where(on_grid, read_back, IMPOSSIBLE)
+    beta[last[0], frames_B, lengths_B] = 0.0
+    return alpha, beta
 
 
 def total_score(alpha_BTU: Tensor, blank_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor) -> Tensor:
@@ -96,6 +103,18 @@ def viterbi(
     emission_BU = ((leaves[:, :, None] <= labels) & real[:, :, None]).sum(1)
     path = path_from_frames(labels_BU, emission_BU, frames_B, lengths_B)
     return path, total_score(torch.stack(scores, 1), blank_BTU, frames_B, lengths_B)
+
+
+def _accumulate(blank: Tensor, label: Tensor) -> Tensor:
+    """alpha of the header's recursion; what stays the same from frame to frame is kept out of the loop."""
+    offset = _label_offsets(label)
+    step_TBU = (blank[:, :-1] + offset[:, :-1] - offset[:, 1:]).transpose(0, 1).contiguous()
+    above = torch.zeros_like(offset[:, 0])  # alpha - c
+    frames = [above]
+    for step_BU in step_TBU.unbind(0):
+        above = (above + step_BU).logcumsumexp(1)
+        frames.append(above)
+    return torch.stack(frames, 1) + offset
 
 
 def _label_offsets(label_BTU: Tensor) -> Tensor:

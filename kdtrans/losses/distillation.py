@@ -6,13 +6,13 @@ The encoder and predictor outputs are gathered at the path's nodes first and joi
 gradient as indexing the T x U x V grid, without the grid.
 
 Shapes: B utterances, T frames, U labels, J joiner width, V vocabulary, N nodes of the whole batch (no padding),
-K stored classes a node.
+K stored classes a node, C classes compared (the K and a tail), S shifts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,9 +50,10 @@ class NodeTargets:
         return NodeTargets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def gather_logits(
-    join: Callable[[Tensor, Tensor], Tensor], enc_BTJ: Tensor, pred_BUJ: Tensor, targets: NodeTargets
-) -> Tensor:
+Join = Callable[[Tensor, Tensor], Tensor]
+
+
+def gather_logits(join: Join, enc_BTJ: Tensor, pred_BUJ: Tensor, targets: NodeTargets) -> Tensor:
     """Student logits (N, V) at the targets' nodes from projected encoder and predictor outputs."""
     return join(enc_BTJ[targets.utterance_N, targets.t_N], pred_BUJ[targets.utterance_N, targets.u_N])
 
@@ -69,17 +70,63 @@ def one_best_loss(logits_NV: Tensor, targets: NodeTargets, config: KdConfig, bat
     Returns:
         A scalar, nats: per utterance (`sum`) or per node (`node`).
     """
-    teacher_NC = targets.logp_NK.float()
-    student_NC = logits_NV.float().log_softmax(1).gather(1, targets.ids_NK)
-    if targets.ids_NK.shape[1] < logits_NV.shape[1]:  # all classes stored: there is no tail to blow up by temperature
-        teacher_NC, student_NC = with_tail(teacher_NC), with_tail(student_NC)
-    if config.temperature != 1.0:
-        teacher_NC = (teacher_NC / config.temperature).log_softmax(1)
-        student_NC = (student_NC / config.temperature).log_softmax(1)
-    kl_N = (teacher_NC.exp() * (teacher_NC - student_NC)).sum(1)
+    return reduced(_node_divergence(logits_NV, targets, config), lambda: blank_probability(targets), config, batch)
+
+
+def window_loss(
+    join: Join,
+    enc_BTJ: Tensor,
+    pred_BUJ: Tensor,
+    targets: NodeTargets,
+    frames_B: Tensor,
+    shifts: range,
+    config: KdConfig,
+    batch: int,
+) -> tuple[Tensor, int]:
+    """The one-best loss in which every node counts with the shift that suits it best.
+
+    Args:
+        join: the student's joiner.
+        enc_BTJ: its projected encoder output.
+        pred_BUJ: its projected predictor output.
+        targets: the teacher's nodes, not shifted.
+        frames_B: the student's frames.
+        shifts: frames to try; those that take a node off the student's grid do not count.
+        config: as in `one_best_loss`.
+        batch: as in `one_best_loss`.
+
+    Returns:
+        A scalar, nats, and how many nodes are dropped because no shift keeps them on the grid.
+    """
+    last_N = frames_B[targets.utterance_N] - 1
+    t_SN = targets.t_N + torch.tensor(shifts, device=last_N.device)[:, None]
+    valid_SN = (t_SN >= 0) & (t_SN <= last_N)
+    keep_N = valid_SN.any(0)
+    kept, last_N, t_SN, valid_SN = targets.select(keep_N), last_N[keep_N], t_SN[:, keep_N], valid_SN[:, keep_N]
+    # The shifts have an axis of their own: concatenated and reshaped, a node's minimum would run over its neighbours.
+    kl_SN = torch.stack(
+        [
+            _node_divergence(gather_logits(join, enc_BTJ, pred_BUJ, replace(kept, t_N=t_N)), kept, config)
+            for t_N in t_SN.clamp(min=0).minimum(last_N)
+        ]
+    )
+    kl_N = kl_SN.masked_fill(~valid_SN, torch.inf).amin(0)
+    return reduced(kl_N, lambda: blank_probability(kept), config, batch), len(targets) - len(kept)
+
+
+def divergence(teacher_NC: Tensor, student_NC: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) (N,) between two sets of log-probabilities, nats, both softened by the temperature."""
+    if temperature != 1.0:
+        teacher_NC = (teacher_NC / temperature).log_softmax(1)
+        student_NC = (student_NC / temperature).log_softmax(1)
+    return (teacher_NC.exp() * (teacher_NC - student_NC)).sum(1)
+
+
+def reduced(kl_N: Tensor, blank: Callable[[], Tensor], config: KdConfig, batch: int) -> Tensor:
+    """Nodes -> loss: each weighted by 1 - P_teacher(blank) if the configuration says so, then summed or averaged."""
     if config.node_weight == "nonblank":
-        kl_N = kl_N * (1.0 - blank_probability(targets))
-    return kl_N.sum() / (batch if config.reduction == "sum" else max(len(targets), 1))
+        kl_N = kl_N * (1.0 - blank())
+    return kl_N.sum() / (batch if config.reduction == "sum" else max(len(kl_N), 1))
 
 
 def with_tail(logp_NK: Tensor) -> Tensor:
@@ -91,3 +138,16 @@ def with_tail(logp_NK: Tensor) -> Tensor:
 def blank_probability(targets: NodeTargets) -> Tensor:
     """P_teacher(blank) at every node (N,); 0 where blank is not among the stored classes."""
     return torch.where(targets.ids_NK == BLANK, targets.logp_NK.float().exp(), 0.0).sum(1)
+
+
+def widened(values: Tensor) -> Tensor:
+    """At least fp32: logarithms of probabilities near 0 and 1 need it."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _node_divergence(logits_NV: Tensor, targets: NodeTargets, config: KdConfig) -> Tensor:
+    teacher_NC = targets.logp_NK.float()
+    student_NC = widened(logits_NV).log_softmax(1).gather(1, targets.ids_NK)
+    if targets.ids_NK.shape[1] < logits_NV.shape[1]:  # all classes stored: there is no tail to blow up by temperature
+        teacher_NC, student_NC = with_tail(teacher_NC), with_tail(student_NC)
+    return divergence(teacher_NC, student_NC, config.temperature)

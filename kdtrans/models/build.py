@@ -18,9 +18,9 @@ def build_student(config: StudentConfig, vocab_size: int) -> Transducer:
     return Transducer(encoder, build_predictor(vocab_size, config.predictor), config.joiner_dim, vocab_size)
 
 
-def build_teacher(config: TeacherConfig, vocab_size: int) -> Transducer:
-    """A pre-trained encoder with a freshly initialised predictor and joiner."""
-    encoder = build_teacher_encoder(config)
+def build_teacher(config: TeacherConfig, vocab_size: int, architecture: dict[str, Any] | None = None) -> Transducer:
+    """A pre-trained encoder, or with its `architecture` one without weights, and a freshly initialised rest."""
+    encoder = build_teacher_encoder(config, architecture)
     return Transducer(encoder, build_predictor(vocab_size, config.predictor), config.joiner_dim, vocab_size)
 
 

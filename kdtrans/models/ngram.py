@@ -1,4 +1,4 @@
-"""A token n-gram as a back-off automaton on tensors, for shallow fusion.
+"""A token n-gram as a back-off automaton on tensors, for shallow fusion: a models.lm.LanguageModel.
 
 A state is a context: the empty one (state 0) or an n-gram below the highest order. An arc leads from a context over a
 token for every n-gram of two or more words; what has no arc backs off. Memory goes with the number of n-grams.

@@ -182,7 +182,7 @@ def read_arpa(path: Path | str) -> NgramModel:
     places: list[dict[tuple[int, int], int]] = []  # of each order's (context, word)
     rows: list[tuple[int, int, float, float]] = []
     m, ended = 0, False
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:  # a binary file is refused below, by name
         for number, line in enumerate(file, start=1):
             line = line.strip(" \r\n")
             if header := re.fullmatch(r"ngram (\d+) *= *(\d+)", line):

@@ -1,8 +1,9 @@
-"""Training curves: metrics.jsonl of each system as the points of figures."""
+"""Training curves: metrics.jsonl of each run as the points of figures."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def read_metrics(named: list[str]) -> Metrics:
     """Read the rows of metrics.jsonl files.
 
     Args:
-        named: `NAME=path` each; NAME is the system.
+        named: `NAME=path` each; NAME is the run.
 
     Raises:
         ValueError: naming the argument that is not NAME=path, or the line that is not JSON.
@@ -42,12 +43,18 @@ def curve(rows: list[dict[str, Any]], key: str) -> Curve:
     return sorted({row["step"]: float(row[key]) for row in rows if row.get(key) is not None}.items())
 
 
-def training_figures(metrics: Metrics) -> str:
-    """HTML: for the students together, then for the teacher, the loss and the dev WER by update."""
-    students = {name: number for number, name in enumerate(name for name in metrics if name != TEACHER)}
+def training_figures(metrics: Metrics, systems: Mapping[str, str]) -> str:
+    """HTML: for the students together, then for the teacher, the loss and the dev WER by update.
+
+    Args:
+        metrics: rows by run.
+        systems: run -> its system; the seeds of one system share a colour. A run that is not there stands for itself.
+    """
+    students = {run: systems.get(run, run) for run in metrics if run != TEACHER}
+    numbers = {system: number for number, system in enumerate(dict.fromkeys(students.values()))}
     parts = []
     if students:
-        parts += [legend(students), _pair(metrics, students)]
+        parts += [legend(numbers), _pair(metrics, {run: numbers[system] for run, system in students.items()})]
     if TEACHER in metrics:
         parts += ["<h3>Teacher</h3>", _pair(metrics, {TEACHER: 0})]
     return "\n".join(parts)
@@ -55,7 +62,7 @@ def training_figures(metrics: Metrics) -> str:
 
 def _pair(metrics: Metrics, colours: dict[str, int]) -> str:
     figures = [
-        line_plot({name: curve(metrics[name], key) for name in colours}, title, "update", colours)
+        line_plot({run: curve(metrics[run], key) for run in colours}, title, "update", colours)
         for key, title in FIGURES.items()
     ]
     return f'<div class="figures">{"".join(figures)}</div>'

@@ -13,7 +13,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kdtrans.artifacts import read_json
-from kdtrans.contracts import BLANK, HYPOTHESES, SCORES, TARGETS, ContractError, read_footer, read_table
+from kdtrans.contracts import (
+    ALIGNMENTS,
+    BLANK,
+    FRAME_SHIFT_MS,
+    HYPOTHESES,
+    SCORES,
+    TARGETS,
+    TARGETS_VERSION,
+    ContractError,
+    read_footer,
+    read_table,
+)
 from kdtrans.report.results import errors_of
 from kdtrans.scoring.references import read_references
 
@@ -59,7 +70,13 @@ def describe_targets(path: Path, pieces: Sequence[str] | None = None) -> Descrip
         path: the shard.
         pieces: the piece of each token id, to show paths as text; ids without it.
     """
-    footer, table = read_footer(path), read_table(path, TARGETS)
+    footer = read_footer(path)
+    version = footer.get("schema_version", str(TARGETS_VERSION))
+    if version != str(TARGETS_VERSION):
+        raise ContractError(
+            f"{path}: schema_version is {version}, this version reads {TARGETS_VERSION}: dump the targets again"
+        )
+    table = read_table(path, TARGETS)
     try:
         top_k, shift_ms = int(footer["top_k"]), int(footer.get("frame_shift_ms", "40"))
     except (KeyError, ValueError) as error:
@@ -126,23 +143,44 @@ def describe_counts(path: Path) -> Description:
     return Description("counts", line, facts, header, rows, "worst utterances")
 
 
+def describe_alignments(path: Path) -> Description:
+    """When a model emits the references: size, and the first utterances."""
+    table = read_table(path, ALIGNMENTS)
+    tokens = int(pc.list_value_length(table["tokens"]).to_numpy().sum())
+    line = f"{len(table):,} utterances, {tokens:,} tokens"
+    facts = {
+        "utterances": f"{len(table):,}",
+        "tokens": f"{tokens:,}",
+        "frames": quantiles(table["num_frames"].to_numpy()),
+    }
+    rows = []
+    for row in table.slice(0, FIRST_ROWS).to_pylist():
+        emitted = zip(row["token_frames"], row["tokens"], strict=True)
+        shown = " ".join(f"{frame * FRAME_SHIFT_MS / 1000:.2f}:{token}" for frame, token in emitted)
+        rows.append([row["utt_id"], f"{row['path_logp']:.2f}", shown])
+    header = ["utt_id", "path_logp", "path: seconds:token"]
+    return Description("alignments", line, facts, header, rows, "first alignments")
+
+
 def describe_score(path: Path) -> Description:
     """A score summary, entry by entry."""
     values = read_json(path)
     facts = {key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in values.items()}
     wer = f"{values['wer']:.2f} % WER [{values['wer_low']:.2f}, {values['wer_high']:.2f}]"
-    return Description("score", f"{values['system']}, {values['search']}, {values['testset']}: {wer}", facts)
+    return Description("score", f"{values['run']}, {values['search']}, {values['testset']}: {wer}", facts)
 
 
 def parquet_kind(path: Path) -> str | None:
-    """targets, hypotheses or counts, by the columns; None for another Parquet file."""
+    """targets, hypotheses, counts or alignments, by the columns; None for another Parquet file."""
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise ContractError(
             f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
         ) from None
-    known = {"targets": TARGETS, "hypotheses": HYPOTHESES, "counts": SCORES}
+    if "topk_logp" in schema.names:  # of any version: describe_targets names one that it does not read
+        return "targets"
+    known = {"hypotheses": HYPOTHESES, "counts": SCORES, "alignments": ALIGNMENTS}
     return next((kind for kind, columns in known.items() if schema.names == columns.names), None)
 
 

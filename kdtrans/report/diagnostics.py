@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from kdtrans.artifacts import read_json
 from kdtrans.contracts import SCORES, ContractError, read_table
 from kdtrans.report.results import Row, errors_of
 from kdtrans.scoring.bootstrap import wer_interval
@@ -56,8 +57,8 @@ def pseudo_labels(hidden_text: Path, targets: list[Path]) -> PseudoLabels | None
 
 
 def worst_utterances(row: Row, most: int = 6) -> str:
-    """HTML: the utterances of one score with the most errors, word above word."""
-    table = read_table(row.counts, SCORES)
+    """HTML: the utterances with the most errors of a row's first run, word above word."""
+    table = read_table(row.counts[0], SCORES)
     errors = errors_of(table)
     order = np.argsort(-errors, kind="stable")[:most]
     blocks = []
@@ -74,6 +75,11 @@ def _pair(pair: tuple[str, str]) -> str:
     if reference == hypothesis:
         return f"<span>{escape(reference)}<b>&nbsp;</b></span> "
     return f'<span class="wrong">{escape(reference) or "∗"}<b>{escape(hypothesis) or "∗"}</b></span> '
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The target shards that an index.json names; they lie beside it."""
+    return [index.parent / Path(shard["path"]).name for shard in read_json(index).get("shards", [])]
 
 
 def _read_text(path: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from kdtrans.report.diagnostics import PseudoLabels, worst_utterances
 from kdtrans.report.plots import bar
 from kdtrans.report.results import Results
 from kdtrans.report.style import STYLE
-from kdtrans.report.tables import NONE, detail_table, html_table, wer_table
+from kdtrans.report.tables import NONE, delay_table, detail_table, html_table, streaming_twins, wer_table
 
 PAGE = Template(
     """<!doctype html>
@@ -46,15 +46,15 @@ class Material:
     results: Results
     data: Mapping[str, Any]  # data/summary.json
     metrics: Metrics
-    targets: Mapping[str, Any] | None  # targets/index.json
-    pseudo: PseudoLabels | None
+    targets: Mapping[str, Mapping[str, Any]]  # target set -> its index.json
+    pseudo: Mapping[str, PseudoLabels]  # target set -> quality of its pseudo text, where that can be known
 
 
 def html_page(material: Material) -> str:
     """The whole page."""
     sections = {
         "Word error rate": error_rates(material.results),
-        "Training": training_figures(material.metrics),
+        "Training": training_figures(material.metrics, material.results.runs),
         "Data": data_section(material.data),
         "Targets": targets_section(material.targets, material.pseudo),
         "Where the best student errs most": worst_section(material.results),
@@ -71,19 +71,34 @@ def html_page(material: Material) -> str:
 
 
 def error_rates(results: Results) -> str:
-    """WER of every system and condition, dev apart, details folded away."""
-    baseline = escape(results.baseline)
+    """WER of every system and condition, dev apart, delays, details folded away."""
     chosen_on = "the development set" if results.conditions(dev=True) else "the first test set"
-    parts = [
-        wer_table(results, dev=False),
-        '<p class="note">WER in %, with its 95 % bootstrap interval over utterances, drawn from 0 to the worst. '
-        f"Below it: the relative change of errors against {baseline} and its interval, from a paired bootstrap. "
-        f"Set in bold: the student with the lowest WER on {chosen_on}.</p>",
+    compared = " and ".join([results.baseline, *([results.control] if results.control else [])])
+    notes = [
+        "WER in %, with its 95 % bootstrap interval over utterances, drawn from 0 to the worst. Below it: the relative "
+        f"change of errors against {compared} and its interval, from a paired bootstrap; faint where the interval "
+        f"includes 0. Set in bold: the student with the lowest WER on {chosen_on}."
     ]
+    if any(len(row.runs) > 1 for row in results.rows):
+        notes.append(
+            "Of several seeds, the WER is the mean, and the small strokes are the seeds: the intervals do not cover "
+            "their choice."
+        )
+    if twins := streaming_twins(results):
+        notes.append(f"Streaming systems are compared with a streaming twin where there is one: {' and '.join(twins)}.")
+    parts = [wer_table(results, dev=False), _note(" ".join(notes))]
+    if table := delay_table(results):
+        parts += ["<h3>Latency and emission delay</h3>", table]
+        parts.append(
+            _note(
+                "Latency: how far the encoder looks ahead of a frame, by construction. Delay: how much later than the "
+                "teacher a label of the reference is emitted, on the Viterbi paths of both: median, 90th percentile in "
+                "brackets, and mean over all labels."
+            )
+        )
     if results.conditions(dev=True):
-        parts.append("<h3>Development set</h3>")
-        parts.append(wer_table(results, dev=True))
-        parts.append('<p class="note">Systems, checkpoints and language-model weights were chosen on this set.</p>')
+        parts += ["<h3>Development set</h3>", wer_table(results, dev=True)]
+        parts.append(_note("Systems, checkpoints and language-model weights were chosen on this set."))
     parts.append(f"<details><summary>Error counts, characters, speed</summary>{detail_table(results)}</details>")
     return "\n".join(parts)
 
@@ -113,33 +128,31 @@ def data_section(data: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def targets_section(targets: Mapping[str, Any] | None, pseudo: PseudoLabels | None) -> str:
-    """Size of the teacher's targets, what they leave out, and the quality of the pseudo text."""
+def targets_section(targets: Mapping[str, Mapping[str, Any]], pseudo: Mapping[str, PseudoLabels]) -> str:
+    """A column for each target set: its size, what it leaves out, and the quality of its pseudo text."""
     if not targets:
         return ""
-    hours = targets.get("hours") or 0.0
-    size = (targets.get("bytes") or 0) / 1e6
-    shards = len(targets.get("shards", []))
-    per_hour = f" ({size / hours:.1f} MB for an hour of audio)" if hours else ""
-    items = {
-        "utterances": f"{_count(targets, 'utterances')}, {_hours(targets)} hours",
-        "nodes": _count(targets, "nodes"),
-        "size": f"{size:,.1f} MB in {shards} shard{'s' if shards != 1 else ''}{per_hour}",
-        "probability outside the top k": _mean(targets, "mean_tail_mass"),
-        "confidence of the path": _mean(targets, "mean_confidence"),
-        "origin": ", ".join(f"{count:,} {name}" for name, count in targets.get("origin", {}).items()) or NONE,
-    }
+    names, indices = list(targets), list(targets.values())
+    origins = dict.fromkeys(origin for index in indices for origin in index.get("origin", {}))
+    lines = [
+        ["utterances", *(_count(index, "utterances") for index in indices)],
+        ["hours", *map(_hours, indices)],
+        ["nodes", *(_count(index, "nodes") for index in indices)],
+        ["size, MB", *map(_megabytes, indices)],
+        ["probability outside the top k", *(_mean(index, "mean_tail_mass") for index in indices)],
+        ["confidence of the path", *(_mean(index, "mean_confidence") for index in indices)],
+        *(
+            [f"found by {escape(origin)}", *(_count(index.get("origin", {}), origin) for index in indices)]
+            for origin in origins
+        ),
+    ]
     if pseudo:
-        items["WER of the pseudo text"] = (
-            f"{pseudo.wer:.1f} % [{pseudo.wer_low:.1f}, {pseudo.wer_high:.1f}] over {pseudo.utterances:,} utterances, "
-            f"{pseudo.exact:.0f} % of them without an error"
-        )
-    note = (
-        '<p class="note">The WER of the pseudo text is a diagnostic: training never sees that reference text.</p>'
-        if pseudo
-        else ""
-    )
-    return _definitions(items) + note
+        lines.append(["WER of the pseudo text, %", *(_pseudo(pseudo.get(name)) for name in names)])
+        exact = [f"{pseudo[name].exact:.0f}" if name in pseudo else NONE for name in names]
+        lines.append(["its utterances without an error, %", *exact])
+    note = "Tail probability and confidence are means. "
+    note += "The WER of the pseudo text is a diagnostic: training never sees that reference text." if pseudo else ""
+    return html_table(["", *map(escape, names)], lines) + _note(note)
 
 
 def worst_section(results: Results) -> str:
@@ -148,8 +161,7 @@ def worst_section(results: Results) -> str:
     utterances = worst_utterances(best) if best else ""
     if not best or not utterances:
         return ""
-    score = best.score
-    where = escape(f"{score.system}, {score.testset}, {score.search}")
+    where = escape(", ".join([best.runs[0].run, *best.condition]))
     caption = f"{where}: the reference, and below it what differs; ∗ stands for no word."
     return f'<p class="note">{caption}</p>\n{utterances}'
 
@@ -157,7 +169,7 @@ def worst_section(results: Results) -> str:
 def provenance(material: Material) -> str:
     """What made this page."""
     packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    scores = [row.score for row in material.results.rows]
+    scores = [row.runs[0] for row in material.results.rows]
     scored = ", ".join(dict.fromkeys(f"{score.testset} ({score.words:,} words)" for score in scores))
     items = {
         "code": material.revision,
@@ -167,6 +179,22 @@ def provenance(material: Material) -> str:
         "intervals": "percentile bootstrap over utterances, 1,000 resamples, 95 %",
     }
     return _definitions(items)
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _pseudo(found: PseudoLabels | None) -> str:
+    if not found:
+        return NONE
+    return f'{found.wer:.1f}<span class="interval">[{found.wer_low:.1f}, {found.wer_high:.1f}]</span>'
+
+
+def _megabytes(index: Mapping[str, Any]) -> str:
+    hours, size = index.get("hours"), (index.get("bytes") or 0) / 1e6
+    per_hour = f'<span class="interval">{size / hours:.1f} an hour</span>' if hours else ""
+    return f"{size:,.1f}{per_hour}"
 
 
 def _definitions(items: Mapping[str, str]) -> str:
@@ -183,4 +211,4 @@ def _count(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _mean(entry: Mapping[str, Any], key: str) -> str:
-    return f"{entry[key]:.4f} on average" if entry.get(key) is not None else NONE
+    return f"{entry[key]:.4f}" if entry.get(key) is not None else NONE

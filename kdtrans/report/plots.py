@@ -13,15 +13,16 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 8, 10, 34  # margins that hold the tick labels
 Curve = Sequence[tuple[float, float]]
 
 
-def whisker(value: float, low: float, high: float, largest: float) -> str:
-    """An interval as a line with a dot at the value, on an axis from 0 to `largest`."""
+def whisker(value: float, low: float, high: float, largest: float, runs: Sequence[float] = ()) -> str:
+    """An interval as a line, a dot at the value, a stroke for each of several runs; the axis: from 0 to `largest`."""
     unit = 100 / largest if largest > 0 else 0.0
-    x, left, right = (f"{3 + 94 * unit * v / 100:.1f}" for v in (value, low, high))
+    x, left, right, *ticks = (f"{3 + 94 * unit * v / 100:.1f}" for v in (value, low, high, *runs))
+    marks = "".join(f'<line class="run" x1="{tick}" x2="{tick}" y1="1.5" y2="8.5"/>' for tick in ticks)
     return (
         '<svg class="whisker" viewBox="0 0 100 10" role="img" '
         f'aria-label="{value:.1f}, interval {low:.1f} to {high:.1f}">'
         f'<line class="axis" x1="3" x2="97" y1="5" y2="5"/><line class="range" x1="{left}" x2="{right}" y1="5" y2="5"/>'
-        f'<circle cx="{x}" cy="5" r="2.6"/></svg>'
+        f'{marks if len(runs) > 1 else ""}<circle cx="{x}" cy="5" r="2.6"/></svg>'
     )
 
 
@@ -41,7 +42,7 @@ def line_plot(curves: Mapping[str, Curve], title: str, x_label: str, colours: Ma
         curves: name -> points (x, y) in the order of x; values that are not finite are left out.
         title: what y is, with its unit.
         x_label: what x is.
-        colours: name -> number of its colour.
+        colours: name -> number of its colour; from COLOURS on, dashed.
     """
     clean = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in curves.items()}
     clean = {name: points for name, points in clean.items() if points}
@@ -73,7 +74,8 @@ def line_plot(curves: Mapping[str, Curve], title: str, x_label: str, colours: Ma
     marks.append(f'<text class="x" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}">{escape(x_label)}</text>')
     for name, points in clean.items():
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in thin(points))
-        style = f'style="stroke: var(--c{colours[name] % COLOURS})"'
+        dashes = "; stroke-dasharray: 5 4" if colours[name] >= COLOURS else ""  # a second round through the colours
+        style = f'style="stroke: var(--c{colours[name] % COLOURS}){dashes}"'
         marks.append(f'<polyline points="{path}" {style}><title>{escape(name)}</title></polyline>')
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -84,7 +86,8 @@ def line_plot(curves: Mapping[str, Curve], title: str, x_label: str, colours: Ma
 def legend(colours: Mapping[str, int]) -> str:
     """Names with a dash of their colour, once for all figures that share them."""
     items = "".join(
-        f'<span><i style="background: var(--c{number % COLOURS})"></i>{escape(name)}</span>'
+        f'<span><i style="border-top: 3px {"dashed" if number >= COLOURS else "solid"} var(--c{number % COLOURS})"></i>'
+        f"{escape(name)}</span>"
         for name, number in colours.items()
     )
     return f'<p class="legend">{items}</p>'

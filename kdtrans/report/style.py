@@ -40,11 +40,13 @@ tbody tr + tr td { border-top: 1px solid var(--rule); }
 .size { display: block; line-height: 1.3; }
 .wer { font-weight: 600; }
 .interval { margin-left: .35rem; }
-.change { display: block; min-height: 1.2em; line-height: 1.2; }
+.change { display: block; min-height: 1.3em; line-height: 1.3; }
+.change b { font-weight: 600; color: var(--ink); } .change.unsure b { font-weight: 400; color: inherit; }
 svg { display: block; }
 .whisker { width: 8.5rem; height: .85rem; margin: .1rem 0 .1rem auto; }
 .whisker .axis { stroke: var(--rule); stroke-width: .8; }
 .whisker .range { stroke: var(--faint); stroke-width: 2; stroke-linecap: round; }
+.whisker .run { stroke: var(--faint); stroke-width: 1; }
 .whisker circle { fill: var(--ink); }
 tr:has(strong) .whisker circle { fill: var(--accent); }
 tr:has(strong) .whisker .range { stroke: var(--accent); opacity: .6; }
@@ -58,7 +60,7 @@ figure { margin: .5rem 0; min-width: 0; }
 .plot text { fill: var(--faint); font-size: 13px; }
 .plot text.y { text-anchor: end; dominant-baseline: middle; } .plot text.x { text-anchor: middle; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1.1rem; font-size: .875rem; margin: .75rem 0 .25rem; }
-.legend i { display: inline-block; width: 1.2rem; height: 3px; border-radius: 2px;
+.legend i { display: inline-block; width: 1.2rem; height: 0;
   margin-right: .4rem; vertical-align: middle; }
 .utterance { color: var(--faint); font-size: .8125rem; margin: 1.1rem 0 .1rem; overflow-wrap: anywhere; }
 .pairs { margin: 0; line-height: 1.3; }
@@ -70,7 +72,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.25rem;
   margin: .75rem 0; }
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 34rem) { body { font-size: 1rem; } main { padding-top: 2rem; } h1 { font-size: 1.45rem; }
-  .headline { font-size: 1.125rem; } .interval { display: block; margin: 0; }
+  .headline { font-size: 1.125rem; }
   th, td { padding: .35rem .3rem; } .whisker { width: 5.25rem; } .bar { width: 2.5rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
 @media print { main { max-width: none; padding: 0; } .scroll { overflow: visible; } }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdtrans.contracts import BLANK
-from kdtrans.models.ngram import Ngram
+from kdtrans.models.lm import LanguageModel
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.hypothesis import Hypothesis
 
@@ -32,7 +32,7 @@ class Beam:
     node: Tensor  # (B, K) int64: last label, in the trace
     pred: Tensor  # (B, K, J): projected predictor output
     state: Tensor  # (B, K, ...): predictor state
-    lm_state: Tensor  # (B, K) int64
+    lm_state: Tensor  # (B, K, ...): language model's state
     lm_next: Tensor  # (B, K, V) log-probabilities of the next label; (B, K, 1) zeros without a language model
 
     def select(self, index_BK: Tensor) -> Beam:
@@ -95,7 +95,7 @@ def beam(
     lengths_B: Tensor,
     beam: int,
     max_symbols: int,
-    lm: Ngram | None = None,
+    lm: LanguageModel | None = None,
     lm_weight: float = 0.0,
 ) -> list[list[Hypothesis]]:
     """Frame-synchronous beam search on the standard transducer topology (Graves 2012; max_symbols labels a frame).
@@ -150,26 +150,26 @@ def beam(
     return trace.read(hypotheses, lm_weight)
 
 
-def _empty_prefix(model: Transducer, batch: int, beam: int, lm: Ngram | None) -> Beam:
+def _empty_prefix(model: Transducer, batch: int, beam: int, lm: LanguageModel | None) -> Beam:
     """A beam with the empty prefix in place 0 and nothing in the others."""
     output, state = model.predictor.start(batch)
     pred_BJ = model.project_predictor(output)
     device = pred_BJ.device
     zeros_BK = torch.zeros(batch, beam, dtype=torch.long, device=device)
-    lm_state_B, lm_next_BV = zeros_BK[:, 0], pred_BJ.new_zeros(batch, 1)
+    lm_state, lm_next_BV = zeros_BK[:, 0], pred_BJ.new_zeros(batch, 1)
     if lm is not None:
-        lm_state_B = lm.start(batch)
-        lm_next_BV = lm.score(lm_state_B)
+        lm_state = lm.start(batch)
+        lm_next_BV = lm.score(lm_state)
     am_BK = torch.full((batch, beam), -math.inf, dtype=torch.float64, device=device)
     am_BK[:, 0] = 0.0
-    firsts = (pred_BJ, state, lm_state_B, lm_next_BV)
+    firsts = (pred_BJ, state, lm_state, lm_next_BV)
     spread = [tensor[:, None].expand(-1, beam, *tensor.shape[1:]) for tensor in firsts]
     return Beam(am_BK, zeros_BK.double(), zeros_BK, zeros_BK + NO_NODE, *spread)
 
 
 def _extend(
     model: Transducer,
-    lm: Ngram | None,
+    lm: LanguageModel | None,
     active: Beam,
     index_BK: Tensor,
     alive_BK: Tensor,
@@ -190,11 +190,12 @@ def _extend(
     logp_BK = logp_BKV.flatten(1).gather(1, index_BK)
     output, state = model.predictor.step(token_BK.flatten(), source.state.flatten(0, 1))
     pred_BKJ = model.project_predictor(output).unflatten(0, (batch, beam))
-    lm_BK, lm_state_BK, lm_next_BKV = source.lm, source.lm_state, source.lm_next
+    lm_BK, lm_state, lm_next_BKV = source.lm, source.lm_state, source.lm_next
     if lm is not None:
         lm_BK = lm_BK + lm_next_BKV.gather(2, token_BK[..., None])[..., 0]
-        lm_state_BK = lm.advance(lm_state_BK.flatten(), token_BK.flatten()).unflatten(0, (batch, beam))
-        lm_next_BKV = lm.score(lm_state_BK.flatten()).unflatten(0, (batch, beam))
+        advanced = lm.advance(lm_state.flatten(0, 1), token_BK.flatten())
+        lm_state = advanced.unflatten(0, (batch, beam))
+        lm_next_BKV = lm.score(advanced).unflatten(0, (batch, beam))
     return Beam(
         am=(source.am + logp_BK).masked_fill(~alive_BK, -math.inf),
         lm=lm_BK,
@@ -202,7 +203,7 @@ def _extend(
         node=trace.add(frame, source.node, token_BK, logp_BK),
         pred=pred_BKJ,
         state=state.unflatten(0, (batch, beam)),
-        lm_state=lm_state_BK,
+        lm_state=lm_state,
         lm_next=lm_next_BKV,
     )
 

@@ -5,6 +5,8 @@ Shapes: B utterances, T encoder frames, E encoder width, J joiner width, V vocab
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,21 @@ WINDOW = 8
 output, so that one step passes all blanks up to the next label: steps go with the labels, not with the frames."""
 
 
+@dataclass(frozen=True)
+class Context:
+    """The labels so far, as the predictor sees them: its state (B first) and its projected output (B, J)."""
+
+    state: Tensor
+    pred_BJ: Tensor
+
+
 @torch.inference_mode()
+def no_labels(model: Transducer, batch: int) -> Context:
+    """The context at the start of an utterance."""
+    output, state = model.predictor.start(batch)
+    return Context(state, model.project_predictor(output))
+
+
 def greedy(model: Transducer, enc_BTE: Tensor, lengths_B: Tensor, max_symbols: int) -> list[Hypothesis]:
     """Decode a batch; an utterance's result does not depend on the others (label looping, arXiv 2406.06220).
 
@@ -30,6 +46,17 @@ def greedy(model: Transducer, enc_BTE: Tensor, lengths_B: Tensor, max_symbols: i
     Returns:
         One hypothesis an utterance; am_score is the log-probability of its path, blanks included.
     """
+    return greedy_from(no_labels(model, len(enc_BTE)), model, enc_BTE, lengths_B, max_symbols)[0]
+
+
+@torch.inference_mode()
+def greedy_from(
+    context: Context, model: Transducer, enc_BTE: Tensor, lengths_B: Tensor, max_symbols: int
+) -> tuple[list[Hypothesis], Context]:
+    """Decode the frames that follow a context, as `greedy` does; also returns the context after them.
+
+    A path leaves each frame by a blank, hence labels are all that one stretch of frames hands to the next.
+    """
     enc_BTJ = model.project_encoder(enc_BTE)
     batch, num_frames = enc_BTJ.shape[:2]
     device = enc_BTJ.device
@@ -39,8 +66,7 @@ def greedy(model: Transducer, enc_BTE: Tensor, lengths_B: Tensor, max_symbols: i
     frame_B = torch.zeros(batch, dtype=torch.long, device=device)
     symbols_B = torch.zeros(batch, dtype=torch.long, device=device)  # labels so far on the present frame
     am_score_B = torch.zeros(batch, dtype=torch.float64, device=device)
-    output, state = model.predictor.start(batch)
-    pred_BJ = model.project_predictor(output)
+    state, pred_BJ = context.state, context.pred_BJ
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
     while bool((frame_B < lengths_B).any()):
         frames_BW = frame_B[:, None] + window_W
@@ -66,7 +92,7 @@ def greedy(model: Transducer, enc_BTE: Tensor, lengths_B: Tensor, max_symbols: i
         output, new_state = model.predictor.step(token_B, state)
         state = torch.where(emits_B.view(-1, *[1] * (state.dim() - 1)), new_state, state)
         pred_BJ = torch.where(emits_B[:, None], model.project_predictor(output), pred_BJ)
-    return _hypotheses(steps, am_score_B)
+    return _hypotheses(steps, am_score_B), Context(state, pred_BJ)
 
 
 def _hypotheses(steps: list[tuple[Tensor, Tensor, Tensor]], am_score_B: Tensor) -> list[Hypothesis]:

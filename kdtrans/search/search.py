@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdtrans.config import SearchConfig
-from kdtrans.models.ngram import Ngram
+from kdtrans.models.lm import LanguageModel
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.beam import beam
 from kdtrans.search.greedy import greedy
@@ -17,7 +17,7 @@ def search(
     enc_BTE: Tensor,
     lengths_B: Tensor,
     config: SearchConfig,
-    lm: Ngram | None = None,
+    lm: LanguageModel | None = None,
     lm_weight: float = 0.0,
 ) -> list[list[Hypothesis]]:
     """Decode a batch as the configuration says.
@@ -26,8 +26,8 @@ def search(
         model: transducer in eval mode.
         enc_BTE: encoder output.
         lengths_B: encoder frames of each utterance.
-        config: strategy; `lm: true` needs a language model.
-        lm: token n-gram.
+        config: strategy; its `lm` needs a language model.
+        lm: that language model, over tokens.
         lm_weight: its weight in shallow fusion.
 
     Returns:
@@ -37,7 +37,7 @@ def search(
         ValueError: when the configuration asks for a language model and none is given.
     """
     if config.lm and lm is None:
-        raise ValueError("the search has lm: true, but no language model was given: pass one, or set lm: false")
+        raise ValueError(f"the search has lm: {config.lm}, but no language model was given: pass one, or leave lm out")
     if config.type == "greedy":
         return [[hypothesis] for hypothesis in greedy(model, enc_BTE, lengths_B, config.max_symbols)]
     return beam(model, enc_BTE, lengths_B, config.beam, config.max_symbols, lm if config.lm else None, lm_weight)

@@ -13,14 +13,16 @@ from kdtrans.contracts import FRAME_SHIFT_MS, UNKNOWN
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
+    from kdtrans.data.prepare import Tally
     from kdtrans.data.tokenizer import Tokenizer
 
 
 def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> None:
     """Check the text of every split against the tokenizer and write train in shards, dev and the test sets whole.
 
-    Labelled training cuts that fail a check are dropped or stop the stage, as configured; in dev and the test sets they
-    are only counted. Writes {split}/cuts.NNNNN.jsonl.gz and, last, summary.json.
+    Training cuts are written once for each of corpus.speeds, every copy checked and counted as an utterance of its own.
+    Those that fail a check are dropped or stop the stage, as configured; in dev and the test sets they are only
+    counted. Writes {split}/cuts.NNNNN.jsonl.gz and, last, summary.json.
 
     Args:
         config: YAML file with the corpus section.
@@ -28,8 +30,8 @@ def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> Non
         tokenizer: sentencepiece model.
         out_dir: folder for the shards.
     """
-    from kdtrans.data.manifest import read_cuts, text_of, write_cuts
-    from kdtrans.data.prepare import Tally, refuse_or_drop, size_of
+    from kdtrans.data.manifest import read_cuts, write_cuts
+    from kdtrans.data.prepare import size_of
     from kdtrans.data.tokenizer import Tokenizer
 
     corpus = read(CorpusConfig, config)
@@ -41,29 +43,80 @@ def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> Non
         out_dir / "summary.json", "check", corpus.model_dump(mode="json"), [tokenizer, *manifests.values()]
     ) as record:
         for split in splits:
-            failed, kept = Tally(), []
-            for cut in read_cuts([manifests[split]]):
-                problem = text_problem(cut, pieces)
-                if problem is not None:
-                    check, message = problem
-                    failed.add(check, cut.duration)
-                    if split == "train":
-                        refuse_or_drop(getattr(corpus.checks, check), check, message)
-                        continue
-                kept.append(cut)
+            cuts = read_cuts([manifests[split]])
             if split == "train":
-                labelled = [cut for cut in kept if text_of(cut) is not None]
-                unlabelled = [cut for cut in kept if text_of(cut) is None]
+                parts = check_train(cuts, corpus, pieces)
+                for part, (kept, dropped) in parts.items():
+                    _merge(summary["splits"][part], size_of(kept), "dropped", dropped)
+                (labelled, dropped), (unlabelled, _) = parts.values()
                 if not labelled:
-                    raise ValueError(f"{manifests[split]}: no labelled utterance is left: {failed.to_json()}")
-                _merge(summary["splits"]["train-labelled"], size_of(labelled), "dropped", failed.to_json())
-                _merge(summary["splits"]["train-unlabelled"], size_of(unlabelled), "dropped", {})
+                    raise ValueError(f"{manifests[split]}: no labelled utterance is left: {dropped.to_json()}")
                 write_shards(shard(labelled, unlabelled, corpus.num_shards, corpus.split.seed), out_dir / split)
+                record[split] = len(labelled) + len(unlabelled)
             else:
-                _merge(summary["splits"][split], size_of(kept), "counted", failed.to_json())
-                write_cuts(kept, out_dir / split / "cuts.00000.jsonl.gz")
-            record[split] = len(kept)
+                _merge(summary["splits"][split], size_of(cuts), "counted", text_problems(cuts, pieces))
+                write_cuts(cuts, out_dir / split / "cuts.00000.jsonl.gz")
+                record[split] = len(cuts)
         write_json(out_dir / "summary.json", summary)
+
+
+def check_train(
+    cuts: list[MonoCut], corpus: CorpusConfig, tokenizer: Tokenizer
+) -> dict[str, tuple[list[MonoCut], Tally]]:
+    """What is kept of train-labelled and of train-unlabelled, in this order, at every speed, and what is dropped.
+
+    Raises:
+        ValueError: naming the utterance, when a check fails whose policy is `fail`, or when a speed is given twice.
+    """
+    from kdtrans.data.manifest import text_of
+    from kdtrans.data.prepare import Tally, refuse_or_drop
+
+    if len(set(corpus.speeds)) < len(corpus.speeds):
+        raise ValueError(f"corpus.speeds {corpus.speeds} has a speed twice: ids would not be unique")
+    parts: dict[str, tuple[list[MonoCut], Tally]] = {
+        "train-labelled": ([], Tally()),
+        "train-unlabelled": ([], Tally()),
+    }
+    for copy in (at_speed(cut, speed) for cut in cuts for speed in corpus.speeds):
+        kept, dropped = parts["train-unlabelled" if text_of(copy) is None else "train-labelled"]
+        problem = duration_problem(copy, corpus) or text_problem(copy, tokenizer)
+        if problem is None:
+            kept.append(copy)
+            continue
+        check, message = problem
+        refuse_or_drop(getattr(corpus.checks, check), check, message)
+        dropped.add(check, copy.duration)
+    return parts
+
+
+def at_speed(cut: MonoCut, speed: float) -> MonoCut:
+    """The cut played that much faster, pitch and all, with an id of its own; at speed 1 the cut itself."""
+    from lhotse.utils import fastcopy
+
+    if speed == 1.0:
+        return cut
+    played = cut.perturb_speed(speed, affix_id=False)
+    utt_id = f"{cut.id}-sp{speed:g}"
+    return fastcopy(played, id=utt_id, supervisions=[fastcopy(played.supervisions[0], id=utt_id)])
+
+
+def text_problems(cuts: list[MonoCut], tokenizer: Tokenizer) -> Tally:
+    """How many cuts fail which check of the text."""
+    from kdtrans.data.prepare import Tally
+
+    failed = Tally()
+    for cut in cuts:
+        if problem := text_problem(cut, tokenizer):
+            failed.add(problem[0], cut.duration)
+    return failed
+
+
+def duration_problem(cut: MonoCut, corpus: CorpusConfig) -> tuple[str, str] | None:
+    """A slow or fast copy may leave the limits that the cut itself has kept: `text_problem`'s counterpart for them."""
+    if corpus.min_duration_s <= cut.duration <= corpus.max_duration_s:
+        return None
+    limits = f"{corpus.min_duration_s:g} .. {corpus.max_duration_s:g} s"
+    return "out_of_duration", f"utterance '{cut.id}' lasts {cut.duration:.2f} s, allowed are {limits}"
 
 
 def text_problem(cut: MonoCut, tokenizer: Tokenizer) -> tuple[str, str] | None:
@@ -108,7 +161,9 @@ def write_shards(shards: list[list[MonoCut]], folder: Path) -> None:
         write_cuts(cuts, path)
 
 
-def _merge(entry: dict[str, Any], size: dict[str, float], kind: str, tally: dict[str, Any]) -> None:
+def _merge(entry: dict[str, Any], size: dict[str, float], kind: str, tally: Tally) -> None:
     """Bring a split's entry of prepare's summary up to date: its size now, and what this stage dropped or counted."""
     entry |= size
-    entry[kind] = {**entry[kind], **tally}
+    for reason, found in tally.to_json().items():
+        before = entry[kind].get(reason, {"utterances": 0, "hours": 0.0})
+        entry[kind][reason] = {key: round(before[key] + value, 4) for key, value in found.items()}

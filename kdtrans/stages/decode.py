@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from kdtrans.config import DecodeConfig, SearchConfig
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.models.transducer import Transducer
+    from kdtrans.models.transducer import Encoder, Transducer
     from kdtrans.search.hypothesis import Hypothesis
 
 
@@ -35,33 +35,35 @@ def main(
         cuts: manifests of the test set.
         tokenizer: sentencepiece model.
         out: Parquet file of hypotheses to write.
-        lm: ARPA file; needed if the search has lm.
-        lm_weight: JSON of tune-lm; needed if the search has lm.
+        lm: the language model that the search names, if it names one: ARPA file, or model of lstm-lm.
+        lm_weight: JSON of tune-lm; needed with lm.
     """
     import time
 
     import pyarrow as pa
 
     from kdtrans import config as configuration
-    from kdtrans.artifacts import read_json, run_record
+    from kdtrans.artifacts import run_record
     from kdtrans.contracts import HYPOTHESES, write_table
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.models.ngram import Ngram
+    from kdtrans.models.conformer import algorithmic_latency_ms
+    from kdtrans.models.lm import load_lm
     from kdtrans.search.search import search as decode
     from kdtrans.training.checkpoint import load_model, pick_device
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
     if chosen.lm and (lm is None or lm_weight is None):
-        raise ValueError(f"{config}: the search '{search}' has lm: true: give --lm and --lm-weight")
+        raise ValueError(f"{config}: the search '{search}' has lm: {chosen.lm}: give --lm and --lm-weight")
     inputs = [model, *cuts, tokenizer, *(path for path in (lm, lm_weight) if path)]
     with run_record(out, "decode", {"search": search, **chosen.model_dump(mode="json")}, inputs) as record:
         pieces = Tokenizer(tokenizer)
         device = pick_device()
         system = load_model(model, pieces).to(device)
-        fusion = Ngram(lm, pieces).to(device) if chosen.lm and lm else None
-        weight = float(read_json(lm_weight)["lm_weight"]) if chosen.lm and lm_weight else 0.0
+        set_chunk(system.encoder, chosen, search, model)
+        fusion = load_lm(chosen.lm, lm, pieces).to(device) if chosen.lm and lm else None
+        weight = read_lm_weight(lm_weight) if chosen.lm and lm_weight else 0.0
         utterances = read_cuts(cuts)
         if not utterances:
             raise ValueError(f"{', '.join(map(str, cuts))}: no utterance to decode")
@@ -77,6 +79,7 @@ def main(
                 told = tenths
                 print(f"{len(rows)} of {len(utterances)} utterances, {time.monotonic() - started:.0f} s", flush=True)
         decode_seconds = time.monotonic() - started
+        latency_ms = algorithmic_latency_ms(system.encoder)
         facts = {
             "search": search,
             "lm_weight": weight,
@@ -86,6 +89,7 @@ def main(
             "decode_seconds": round(decode_seconds, 3),  # audio, features, encoder and search
             "audio_seconds": round(audio_seconds, 3),
             "vocab_size": pieces.vocab_size,
+            "latency_ms": "" if latency_ms is None else round(latency_ms),
         }
         # In the manifest's order: batches are an accident of durations.
         table = pa.Table.from_pylist([row for cut in utterances for row in rows[cut.id]], schema=HYPOTHESES)
@@ -99,6 +103,40 @@ def search_named(settings: DecodeConfig, name: str, source: Path) -> SearchConfi
     if name not in settings.searches:
         raise ValueError(f"{source}: no search '{name}'; the searches are {', '.join(settings.searches)}")
     return settings.searches[name]
+
+
+def set_chunk(encoder: Encoder, config: SearchConfig, search: str, model: Path) -> None:
+    """Give a streaming encoder the chunk size that the search names, if it names one.
+
+    Raises:
+        ValueError: naming the model, when it does not stream.
+    """
+    from kdtrans.models.conformer import ConformerEncoder, algorithmic_latency_ms
+
+    if config.chunk_ms is None:
+        return
+    if not isinstance(encoder, ConformerEncoder) or algorithmic_latency_ms(encoder) is None:
+        raise ValueError(
+            f"{model}: the search '{search}' has chunk_ms: {config.chunk_ms}, but this model does not stream: "
+            "decode it with a search without chunk_ms"
+        )
+    encoder.chunk_ms = config.chunk_ms
+
+
+def read_lm_weight(path: Path) -> float:
+    """The weight that tune-lm chose.
+
+    Raises:
+        ContractError: naming the file, when it is not what tune-lm writes.
+    """
+    from kdtrans.artifacts import read_json
+    from kdtrans.contracts import ContractError
+
+    content = read_json(path)
+    weight = content.get("lm_weight") if isinstance(content, dict) else None
+    if not isinstance(weight, int | float) or weight < 0:
+        raise ContractError(f"{path} has lm_weight {weight!r}, expected a number from 0 up: give the file of tune-lm")
+    return float(weight)
 
 
 def encoded_batches(

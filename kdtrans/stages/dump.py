@@ -11,10 +11,10 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
     Args:
         config: YAML of the targets (TargetsConfig).
         model: the teacher's model.pt.
-        cuts: one manifest shard; cuts without text get the search path.
+        cuts: one manifest shard; cuts without text get pseudo text.
         tokenizer: sentencepiece model.
         out: part-NNNNN.parquet.
-        lm: ARPA file; needed if search.lm.
+        lm: language model of the kind that search.lm names; needed if it names one.
     """
     import time
 
@@ -24,31 +24,32 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
     from kdtrans.data.batches import inference_batches
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.models.ngram import Ngram
+    from kdtrans.models.lm import load_lm
     from kdtrans.targets.make import make_targets
     from kdtrans.targets.shards import Target, write_shard
     from kdtrans.training.checkpoint import load_model, pick_device
     from kdtrans.training.progress import Reporter
 
     settings = configuration.read(configuration.TargetsConfig, config)
-    if settings.search.lm and lm is None:
-        raise ValueError(f"{config}: search.lm is true: give --lm")
+    kind = settings.search.lm
+    if kind and lm is None:
+        raise ValueError(f"{config}: search.lm is {kind}: give --lm")
     inputs = [model, cuts, tokenizer, *([lm] if lm else [])]
     with run_record(out, "dump", settings.model_dump(mode="json"), inputs) as record:
         pieces = Tokenizer(tokenizer)
         device = pick_device()
         teacher = load_model(model, pieces).to(device)
-        fusion = Ngram(lm, pieces).to(device) if settings.search.lm and lm else None
+        fusion = load_lm(kind, lm, pieces).to(device) if kind and lm else None
         utterances = read_cuts([cuts])
         if not utterances:
             raise ValueError(f"{cuts}: no utterance is in this shard: lower corpus.num_shards")
         reporter = Reporter(f"dump {out.name}", len(utterances))
-        targets: dict[str, Target] = {}
+        targets: dict[str, list[Target]] = {}
         started = time.monotonic()
         batches = inference_batches(utterances, teacher.encoder.extract, settings.max_duration_s)
         for done, (batch, features_BFC, lengths_B) in enumerate(batches):
             made = make_targets(teacher, batch, features_BFC.to(device), lengths_B.to(device), pieces, settings, fusion)
-            targets |= {target.utt_id: target for target in made}
+            targets |= {cut.id: ranked for cut, ranked in zip(batch, made, strict=True)}
             reporter.update(len(targets), f"{len(targets)} utterances" if done % 10 == 9 else "")
         reporter.close()
         footer = TargetsFooter(
@@ -58,15 +59,16 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
             top_k=min(settings.top_k, pieces.vocab_size),
             frame_offset=settings.frame_offset,
             manifest_sha256=sha256_file(cuts),
-            lm_sha256=sha256_file(lm) if settings.search.lm and lm else None,
+            lm_sha256=sha256_file(lm) if kind and lm else None,
             lm_weight=settings.lm_weight,
             code_revision=code_revision(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
         # In the manifest's order: batches are an accident of durations.
-        write_shard([targets[cut.id] for cut in utterances], footer, out)
+        rows = [target for cut in utterances for target in targets[cut.id]]
+        write_shard(rows, footer, out)
         seconds, audio = time.monotonic() - started, sum(cut.duration for cut in utterances)
-        nodes = sum(len(target.path) for target in targets.values())
-        record |= {"utterances": len(targets), "nodes": nodes, "audio_seconds": round(audio, 1)}
+        nodes = sum(len(target.path) for target in rows)
+        record |= {"utterances": len(targets), "paths": len(rows), "nodes": nodes, "audio_seconds": round(audio, 1)}
         record |= {"audio_per_second": round(audio / seconds, 1), "bytes": out.stat().st_size}
         print(f"{out}: {len(targets)} utterances, {nodes} nodes, {audio / seconds:.0f}x real time", flush=True)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from kdtrans.report.describe import Description
 
 RECOGNISED = (
-    "manifests (.jsonl.gz), target shards, hypotheses and per-utterance counts (.parquet), checkpoints (.pt), "
-    "score summaries (.score.json), and directories of these"
+    "manifests (.jsonl.gz), target shards, hypotheses, alignments and per-utterance counts (.parquet), "
+    "checkpoints (.pt), score summaries (.score.json), and directories of these"
 )
 
 
@@ -61,6 +61,8 @@ def describe(file: Path, tokenizer: Path | None = None) -> Description | None:
             return kinds.describe_hypotheses(file)
         case "counts":
             return kinds.describe_counts(file)
+        case "alignments":
+            return kinds.describe_alignments(file)
     return None
 
 

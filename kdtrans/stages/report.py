@@ -11,9 +11,9 @@ def main(
     data_summary: Path,
     metrics: list[str],
     out_dir: Path,
-    index: Path | None = None,
+    alignments: list[Path] | None = None,
+    indices: list[Path] | None = None,
     unlabelled_text: Path | None = None,
-    targets: list[Path] | None = None,
 ) -> None:
     """Write OUT_DIR/table.txt, summary.json and index.html, and print the table.
 
@@ -21,27 +21,33 @@ def main(
         config: YAML of the report section.
         scores: score summaries (NAME.score.json), in the order of the table.
         data_summary: data/summary.json.
-        metrics: NAME=metrics.jsonl of each trained system.
+        metrics: RUN=metrics.jsonl of each trained run.
         out_dir: folder to write into.
-        index: index.json of the targets.
+        alignments: RUN/TESTSET.parquet of align, the teacher's among them, for the emission delays.
+        indices: SET/train/index.json of the target sets, their shards beside each.
         unlabelled_text: the hidden text of unlabelled audio, to judge the pseudo text by.
-        targets: target shards with that pseudo text.
     """
     import time
 
     from kdtrans.artifacts import code_revision, read_json, run_record, write_json, write_text
     from kdtrans.config import ReportConfig, read
     from kdtrans.report.curves import read_metrics
-    from kdtrans.report.diagnostics import pseudo_labels
+    from kdtrans.report.diagnostics import pseudo_labels, shards_of
     from kdtrans.report.page import Material, html_page
     from kdtrans.report.results import read_results
     from kdtrans.report.tables import text_table
 
     section = read(ReportConfig, config)
     page = out_dir / "index.html"
-    inputs = [*scores, data_summary, *([index] if index else [])]
+    sets = {index.resolve().parent.parent.name: index for index in indices or []}
+    inputs = [*scores, *(alignments or []), data_summary, *sets.values()]
     with run_record(page, "report", section.model_dump(), inputs):
-        results = read_results(scores, section.baseline)
+        results = read_results(scores, section.baseline, section.control, alignments or [])
+        judged = (
+            {name: pseudo_labels(unlabelled_text, shards_of(index)) for name, index in sets.items()}
+            if unlabelled_text
+            else {}
+        )
         material = Material(
             title=section.title,
             revision=code_revision(),
@@ -49,17 +55,18 @@ def main(
             results=results,
             data=read_json(data_summary),
             metrics=read_metrics(metrics),
-            targets=read_json(index) if index else None,
-            pseudo=pseudo_labels(unlabelled_text, targets) if unlabelled_text and targets else None,
+            targets={name: read_json(index) for name, index in sets.items()},
+            pseudo={name: found for name, found in judged.items() if found},
         )
         table = text_table(results)
         summary = {
             "title": section.title,
             "baseline": section.baseline,
+            "control": results.control,
             "created": material.created,
             "code_revision": material.revision,
             "headline": results.headline(),
-            "rows": [row.to_json() for row in results.rows],
+            "rows": results.to_json(),
         }
         write_text(out_dir / "table.txt", table)
         write_json(out_dir / "summary.json", summary)

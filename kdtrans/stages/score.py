@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrans.contracts import ContractError
+from kdtrans.contracts import ContractError, read_footer
 
 FOOTER = ("parameters", "decode_seconds", "audio_seconds", "lm_weight")
 
 
-def main(hypotheses: Path, cuts: list[Path], system: str, search: str, testset: str, out: Path) -> None:
-    """Score one system's hypotheses for one test set; write OUT and, beside it, the per-utterance counts.
+def main(hypotheses: Path, cuts: list[Path], run: str, system: str, search: str, testset: str, out: Path) -> None:
+    """Score one run's hypotheses for one test set; write OUT and, beside it, the per-utterance counts.
 
     Args:
         hypotheses: the Parquet file of decode.
         cuts: manifest files of the test set.
+        run: name of the run: the system's, or SYSTEM-seedN.
         system: name of the system, for the report.
         search: name of the search, for the report.
         testset: name of the test set, for the report.
@@ -30,9 +31,10 @@ def main(hypotheses: Path, cuts: list[Path], system: str, search: str, testset: 
     from kdtrans.scoring.references import match_hypotheses, read_references
     from kdtrans.scoring.wer import NORMALISER, character_errors, word_errors
 
-    names = {"system": system, "search": search, "testset": testset}
+    names = {"run": run, "system": system, "search": search, "testset": testset}
     with run_record(out, "score", names, [hypotheses, *cuts]):
-        footer = _footer(hypotheses)
+        footer = read_footer(hypotheses)
+        facts = _numbers(footer, hypotheses)
         references = read_references(cuts)
         found = match_hypotheses(contracts.read_table(hypotheses, contracts.HYPOTHESES), references, hypotheses)
         texts = [reference.text or "" for reference in references.values()]
@@ -60,24 +62,20 @@ def main(hypotheses: Path, cuts: list[Path], system: str, search: str, testset: 
             ins=int(counts.ins.sum()),
             words=int(counts.words.sum()),
             utterances=len(references),
-            audio_seconds=footer["audio_seconds"],
-            decode_seconds=footer["decode_seconds"],
-            parameters=int(footer["parameters"]),
-            lm_weight=footer["lm_weight"],
+            audio_seconds=facts["audio_seconds"],
+            decode_seconds=facts["decode_seconds"],
+            parameters=int(facts["parameters"]),
+            lm_weight=facts["lm_weight"],
+            latency_ms=round(float(latency)) if (latency := footer.get("latency_ms")) else None,  # "": no streaming
         )
         contracts.write_table(pa.table(columns, schema=contracts.SCORES), out.with_suffix(".parquet"), names)
         versions = {"jiwer": version("jiwer"), "normaliser": NORMALISER}
         write_json(out, summary.to_json() | versions)
-    print(
-        f"{system} {search} {testset}: {summary.wer:.2f} % WER [{low:.2f}, {high:.2f}], {summary.utterances} utterances"
-    )
+    print(f"{run} {search} {testset}: {summary.wer:.2f} % WER [{low:.2f}, {high:.2f}], {summary.utterances} utterances")
 
 
-def _footer(path: Path) -> dict[str, float]:
-    from kdtrans.contracts import read_footer
-
-    footer = read_footer(path)
+def _numbers(footer: dict[str, str], source: Path) -> dict[str, float]:
     missing = [key for key in FOOTER if key not in footer]
     if missing:
-        raise ContractError(f"{path}: the footer lacks {', '.join(missing)}: decode again")
+        raise ContractError(f"{source}: the footer lacks {', '.join(missing)}: decode again")
     return {key: float(footer[key]) for key in FOOTER}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+STARTED = time.monotonic()  # of the process, nearly: loading counts towards max_seconds too
 
 
 def main(
@@ -14,6 +17,7 @@ def main(
     out: Path,
     targets: list[Path] | None = None,
     index: Path | None = None,
+    teacher: Path | None = None,
     max_seconds: float | None = None,
 ) -> int:
     """Train one student system and write the averaged weights with the lowest dev WER.
@@ -25,9 +29,10 @@ def main(
         tokenizer: sentencepiece model.
         checkpoints: folder for checkpoints and metrics; training resumes from it by itself.
         out: model.pt.
-        targets: target shards; needed with unlabelled audio or kd.weight > 0.
+        targets: target shards; needed with unlabelled audio, kd.loss one_best or full_sum.
         index: the targets' verified index.json, which names the teacher they must come from.
-        max_seconds: leave with exit status 75 after that long, to be resumed by the same command.
+        teacher: the teacher's model.pt; needed with kd.loss collapsed or full_lattice.
+        max_seconds: leave with exit status 75 that long after the start, to be resumed by the same command.
     """
     import torch
 
@@ -38,12 +43,14 @@ def main(
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.build import build_student
     from kdtrans.targets.shards import TargetStore
+    from kdtrans.training.checkpoint import load_model
     from kdtrans.training.examples import student_examples
     from kdtrans.training.run import train_model
 
     settings = configuration.read(configuration.StudentConfig, config)
     pieces = Tokenizer(tokenizer)
-    store = None
+    inputs = [*train, *dev, tokenizer]
+    store = beside = None
     if settings.reads_targets:
         if not targets or index is None:
             raise ValueError(f"{config} uses the teacher's targets: give --targets and --index")
@@ -51,6 +58,12 @@ def main(
         if teacher_sha256 is None:
             raise ContractError(f"{index} names no teacher_sha256: give the index.json of kdtrans verify")
         store = TargetStore(targets, teacher_sha256, pieces.sha256, pieces.vocab_size)
+        inputs += targets
+    if settings.kd.runs_teacher:
+        if teacher is None:
+            raise ValueError(f"{config}: kd.loss {settings.kd.loss} runs the teacher: give --teacher")
+        beside = load_model(teacher, pieces)
+        inputs.append(teacher)
     examples, dropped = student_examples(read_cuts(train), pieces, settings, store)
     torch.manual_seed(settings.training.seed)
     model = build_student(settings, pieces.vocab_size)
@@ -67,6 +80,7 @@ def main(
         tokenizer=pieces,
         checkpoints=checkpoints,
         out=out,
-        inputs=[*train, *dev, tokenizer, *(targets or [] if settings.reads_targets else [])],
-        max_seconds=max_seconds,
+        inputs=inputs,
+        deadline=None if max_seconds is None else STARTED + max_seconds,
+        teacher=beside,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+STARTED = time.monotonic()  # of the process, nearly: loading counts towards max_seconds too
 
 
 def main(
@@ -23,7 +26,7 @@ def main(
         tokenizer: sentencepiece model.
         checkpoints: folder for checkpoints and metrics; training resumes from it by itself.
         out: model.pt.
-        max_seconds: leave with exit status 75 after that long, to be resumed by the same command.
+        max_seconds: leave with exit status 75 that long after the start, to be resumed by the same command.
     """
     from collections import Counter
 
@@ -54,5 +57,5 @@ def main(
         checkpoints=checkpoints,
         out=out,
         inputs=[*train, *dev, tokenizer],
-        max_seconds=max_seconds,
+        deadline=None if max_seconds is None else STARTED + max_seconds,
     )

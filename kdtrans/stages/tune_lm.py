@@ -14,29 +14,30 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
         model: model.pt of the system.
         cuts: manifests of the development set; unlabelled cuts are left out.
         tokenizer: sentencepiece model.
-        lm: ARPA file.
+        lm: the language model that the search names: ARPA file, or model of lstm-lm.
         out: JSON to write: the weight, and the WER of every weight tried.
     """
     from kdtrans import config as configuration
     from kdtrans.artifacts import run_record, write_json
     from kdtrans.data.manifest import read_cuts, text_of
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.models.ngram import Ngram
+    from kdtrans.models.lm import load_lm
     from kdtrans.scoring.wer import word_error_rate
     from kdtrans.search.search import search as decode
-    from kdtrans.stages.decode import encoded_batches, search_named
+    from kdtrans.stages.decode import encoded_batches, search_named, set_chunk
     from kdtrans.training.checkpoint import load_model, pick_device
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
     if not chosen.lm or not settings.lm_weights:
-        raise ValueError(f"{config}: tuning needs lm: true in the search '{search}', and at least one of lm_weights")
+        raise ValueError(f"{config}: tuning needs lm in the search '{search}', and at least one of lm_weights")
     facts = {"search": search, **chosen.model_dump(mode="json"), "lm_weights": settings.lm_weights}
     with run_record(out, "tune-lm", facts, [model, *cuts, tokenizer, lm]):
         pieces = Tokenizer(tokenizer)
         device = pick_device()
         system = load_model(model, pieces).to(device)
-        fusion = Ngram(lm, pieces).to(device)
+        set_chunk(system.encoder, chosen, search, model)
+        fusion = load_lm(chosen.lm, lm, pieces).to(device)
         dev = [cut for cut in read_cuts(cuts) if text_of(cut)]
         if not dev:
             raise ValueError(f"{', '.join(map(str, cuts))}: no labelled utterance to choose the weight on")

@@ -1,12 +1,15 @@
-"""From a teacher and audio to targets: the path, the distributions at its nodes, its posterior.
+"""From a teacher and audio to targets: the paths, the distributions at their nodes, their posteriors.
 
-Labelled audio gets the Viterbi path of its text; unlabelled audio the path of the best search hypothesis, so that one
-pass gives pseudo text, path and distributions together.
+Labelled audio gets the Viterbi path of its text; unlabelled audio the paths of the best search hypotheses, so that one
+pass gives pseudo text, paths and distributions together.
 
 Shapes: B utterances, T frames, U labels, J joiner width, V vocabulary, N nodes of one path, K stored classes.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,11 +24,24 @@ from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.lattice.path import check_path, nodes
 from kdtrans.lattice.recursion import forward_scores, total_score, viterbi
 from kdtrans.losses.transducer import node_log_probs
-from kdtrans.models.ngram import Ngram
+from kdtrans.models.lm import LanguageModel
 from kdtrans.models.transducer import Transducer
-from kdtrans.search.hypothesis import path_of
+from kdtrans.search.hypothesis import Hypothesis, path_of
 from kdtrans.search.search import search
 from kdtrans.targets.shards import Target
+
+LEAST_WEIGHT = 1.0e-6  # against the best hypothesis
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Labels of an utterance that get a target: its text, or one of the hypotheses of a search."""
+
+    labels: list[int]
+    text: str
+    origin: str
+    weight: float = 1.0
+    path: list[int] | None = None  # None: the Viterbi path
 
 
 @torch.inference_mode()
@@ -36,9 +52,9 @@ def make_targets(
     lengths_B: Tensor,
     tokenizer: Tokenizer,
     config: TargetsConfig,
-    lm: Ngram | None = None,
-) -> list[Target]:
-    """Targets of one batch, in the order of its cuts.
+    lm: LanguageModel | None = None,
+) -> list[list[Target]]:
+    """Targets of one batch: for each of its cuts, in their order, those of rank 0, 1, ...
 
     Args:
         teacher: in eval mode; SSL models in training mode mask their input.
@@ -46,71 +62,139 @@ def make_targets(
         features_BFC: their features, padded.
         lengths_B: their lengths.
         tokenizer: the teacher's.
-        config: top_k, search.
-        lm: language model of the search, if it uses one.
+        config: top_k, search, paths, lm_weight.
+        lm: language model of the search and of the fused distributions; needed if lm_weight > 0.
 
     Raises:
-        ValueError: when the teacher is in training mode, or a path is broken, naming the utterance.
+        ValueError: when the teacher is in training mode, the language model is missing, or a path is broken, naming the
+            utterance.
     """
     if teacher.training:
         raise ValueError("the teacher is in training mode, where it masks its input: call .eval() first")
+    if config.lm_weight > 0 and lm is None:
+        raise ValueError(f"lm_weight is {config.lm_weight:g}, but there is no language model: pass one")
     enc_BTE, frames_B = teacher.encode(features_BFC, lengths_B)
     texts = [text_of(cut) for cut in cuts]
-    searched: dict[int, list[int]] = {}
     unlabelled = [i for i, text in enumerate(texts) if text is None]
+    found: list[list[Hypothesis]] = []
     if unlabelled:
         found = search(teacher, enc_BTE[unlabelled], frames_B[unlabelled], config.search, lm, config.lm_weight)
-        searched = {i: path_of(nbest[0], int(frames_B[i])) for i, nbest in zip(unlabelled, found, strict=True)}
-    labels = [tokenizer.encode(text) if text is not None else _spelled(searched[i]) for i, text in enumerate(texts)]
-    labels_BU, label_lengths_B = _padded(labels, frames_B.device)
-
+    nbest = dict(zip(unlabelled, found, strict=True))
+    ranked = [
+        [Ranked(tokenizer.encode(text), text, "viterbi")]
+        if text is not None
+        else rank_hypotheses(nbest[i], int(frames_B[i]), tokenizer, config)
+        for i, text in enumerate(texts)
+    ]
     enc_BTJ = teacher.project_encoder(enc_BTE)
+    targets: list[list[Target]] = [[] for _ in cuts]
+    # Rank by rank, so that n-best lists take no more memory than the best alone.
+    for rank in range(max(map(len, ranked))):
+        rows = [i for i, candidates in enumerate(ranked) if len(candidates) > rank]
+        ids, labellings = [cuts[i].id for i in rows], [ranked[i][rank] for i in rows]
+        made = _along_paths(teacher, ids, rank, labellings, enc_BTJ[rows], frames_B[rows], config, lm)
+        for i, target in zip(rows, made, strict=True):
+            targets[i].append(target)
+    return targets
+
+
+def rank_hypotheses(
+    hypotheses: list[Hypothesis], num_frames: int, tokenizer: Tokenizer, config: TargetsConfig
+) -> list[Ranked]:
+    """The best `nbest` hypotheses of an utterance, weighted by the softmax of their search scores.
+
+    Beyond the best one, those without labels, and those so improbable that no training would draw them, are left out.
+    """
+    kept = [h for rank, h in enumerate(hypotheses[: config.nbest]) if rank == 0 or h.tokens]
+    scores = np.array([hypothesis.score for hypothesis in kept])
+    kept = [h for h, score in zip(kept, scores, strict=True) if score - scores[0] > math.log(LEAST_WEIGHT)]
+    weights = np.exp(scores[: len(kept)] - scores[0])
+    origin = "beam_lm" if config.lm_weight > 0 else config.search.type
+    return [
+        Ranked(
+            labels=hypothesis.tokens,
+            text=tokenizer.decode(hypothesis.tokens),
+            origin=origin,
+            weight=float(weight),
+            path=path_of(hypothesis, num_frames) if config.unlabelled_path == "search" else None,
+        )
+        for hypothesis, weight in zip(kept, weights / weights.sum(), strict=True)
+    ]
+
+
+def _along_paths(
+    teacher: Transducer,
+    ids: list[str],
+    rank: int,
+    labellings: list[Ranked],
+    enc_BTJ: Tensor,
+    frames_B: Tensor,
+    config: TargetsConfig,
+    lm: LanguageModel | None,
+) -> list[Target]:
+    """A target for each utterance of a batch, along one path each."""
+    labels_BU, label_lengths_B = _padded([labelling.labels for labelling in labellings], frames_B.device)
     pred_BUJ = teacher.project_predictor(teacher.predictor(labels_BU))
     blank_BTU, label_BTU, _ = node_log_probs(teacher.grid(enc_BTJ, pred_BUJ), labels_BU)
     totals = total_score(forward_scores(blank_BTU, label_BTU), blank_BTU, frames_B, label_lengths_B)
     best_BN, _ = viterbi(blank_BTU, label_BTU, labels_BU, frames_B, label_lengths_B)
+    lm_BUV = config.lm_weight * label_scores(lm, labels_BU) if lm is not None and config.lm_weight > 0 else None
 
     targets = []
-    for i, cut in enumerate(cuts):
-        num_frames = int(frames_B[i])
-        viterbi_path = best_BN[i, : num_frames + len(labels[i])]
-        path_N = torch.tensor(searched[i], device=best_BN.device) if i in searched else viterbi_path
-        check_path(path_N, num_frames, f"utterance {cut.id}")
-        path_logp, ids_NK, logp_NK = _at_nodes(teacher, enc_BTJ[i], pred_BUJ[i], path_N, config.top_k)
+    for i, labelling in enumerate(labellings):
+        num_frames, num_labels = int(frames_B[i]), len(labelling.labels)
+        viterbi_N = best_BN[i, : num_frames + num_labels]
+        path_N = viterbi_N if labelling.path is None else torch.tensor(labelling.path, device=best_BN.device)
+        check_path(path_N, num_frames, f"utterance {ids[i]}")
+        t_N, u_N = nodes(path_N)
+        logp_NV = teacher.joiner(enc_BTJ[i, t_N], pred_BUJ[i, u_N]).float().log_softmax(1)
+        path_logp = float(logp_NV.gather(1, path_N[:, None]).double().sum())
+        if lm_BUV is not None:
+            logp_NV = fuse(logp_NV, path_N, lm_BUV[i, :num_labels])
+        logp_NK, ids_NK = logp_NV.topk(min(config.top_k, logp_NV.shape[1]), dim=1)
         targets.append(
             Target(
-                utt_id=cut.id,
-                rank=0,
-                origin=_origin(config) if i in searched else "viterbi",
+                utt_id=ids[i],
+                rank=rank,
+                weight=labelling.weight,
+                origin=labelling.origin,
                 num_frames=num_frames,
                 path=path_N.cpu().numpy().astype(np.uint16),
                 topk_ids=ids_NK.cpu().numpy().astype(np.uint16),
                 topk_logp=logp_NK.cpu().numpy().astype(np.float16),
                 path_logp=path_logp,
                 total_logp=float(totals[i]),
-                text=text if (text := texts[i]) is not None else tokenizer.decode(labels[i]),
+                text=labelling.text,
             )
         )
     return targets
 
 
-def _at_nodes(
-    teacher: Transducer, enc_TJ: Tensor, pred_UJ: Tensor, path_N: Tensor, top_k: int
-) -> tuple[float, Tensor, Tensor]:
-    """The path's log-probability, and ids and log-probs (N, K) of the most probable classes at its nodes."""
-    t_N, u_N = nodes(path_N)
-    logp_NV = teacher.joiner(enc_TJ[t_N], pred_UJ[u_N]).float().log_softmax(1)
-    path_logp = float(logp_NV.gather(1, path_N[:, None]).double().sum())
-    logp_NK, ids_NK = logp_NV.topk(min(top_k, logp_NV.shape[1]), dim=1)
-    return path_logp, ids_NK, logp_NK
+def label_scores(lm: LanguageModel, labels_BU: Tensor) -> Tensor:
+    """The language model's log-probabilities (B, U, V) of every token after the first 0, 1, ..., U - 1 labels."""
+    state = lm.start(len(labels_BU))
+    scores = []
+    for token_B in labels_BU.T:
+        scores.append(lm.score(state))
+        state = lm.advance(state, token_B)
+    return torch.stack(scores, 1) if scores else torch.zeros(*labels_BU.shape, 1, device=labels_BU.device)
 
 
-def _origin(config: TargetsConfig) -> str:
-    return "beam_lm" if config.search.lm else config.search.type
+def fuse(logp_NV: Tensor, path_N: Tensor, lm_UV: Tensor) -> Tensor:
+    """Shallow fusion in the distributions: at label nodes the language model's scores are added and the sum normalised.
 
+    At a blank node the path waits for more audio, about which a language model knows nothing: it stays as it is.
 
-def _spelled(path: list[int]) -> list[int]:
-    return [token for token in path if token != BLANK]
+    Args:
+        logp_NV: the teacher's log-probabilities along a path.
+        path_N: its tokens with blanks.
+        lm_UV: weighted scores of the language model before each label; 0 for blank.
+    """
+    # A path has one label node for each number of labels before it, in that order.
+    at_label_N = path_N != BLANK
+    fused_NV = logp_NV.clone()
+    fused_NV[at_label_N] = (logp_NV[at_label_N] + lm_UV).log_softmax(1)
+    return fused_NV
 
 
 def _padded(labels: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

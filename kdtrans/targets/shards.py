@@ -1,4 +1,4 @@
-"""Target shards: the teacher's one-best paths and the distributions at their nodes, in Parquet (contracts.TARGETS).
+"""Target shards: the teacher's best paths and the distributions at their nodes, in Parquet (contracts.TARGETS).
 
 Shapes: N = T + U path nodes, K stored classes a node.
 """
@@ -27,16 +27,18 @@ from kdtrans.contracts import (
 )
 from kdtrans.lattice.path import nodes
 from kdtrans.losses.distillation import NodeTargets
+from kdtrans.targets.filters import repetition
 
 ROW_GROUP = 64  # utterances: small enough to fetch a few, large enough to compress
 
 
 @dataclass(frozen=True)
 class Target:
-    """One utterance's path and distributions, as numpy arrays."""
+    """A path of one utterance and the distributions along it, as numpy arrays."""
 
     utt_id: str
     rank: int
+    weight: float  # posterior among the targets of its utterance
     origin: str
     num_frames: int
     path: np.ndarray  # (N,) uint16
@@ -74,6 +76,7 @@ def write_shard(targets: list[Target], footer: TargetsFooter, path: Path) -> Non
     rows = {
         "utt_id": [t.utt_id for t in targets],
         "rank": [t.rank for t in targets],
+        "weight": [t.weight for t in targets],
         "origin": [t.origin for t in targets],
         "num_frames": [t.num_frames for t in targets],
         "path": [t.path for t in targets],
@@ -84,7 +87,7 @@ def write_shard(targets: list[Target], footer: TargetsFooter, path: Path) -> Non
         "text": [t.text for t in targets],
         "confidence": [t.confidence for t in targets],
         "frames_per_label": [t.num_frames / max(len(t.labels), 1) for t in targets],
-        "repetition": [_repetition(t.labels) for t in targets],
+        "repetition": [repetition(t.labels) for t in targets],
     }
     metadata = {key: "" if value is None else str(value) for key, value in asdict(footer).items()}
     write_table(
@@ -130,21 +133,22 @@ def read_shard(path: Path) -> tuple[TargetsFooter, pa.Table]:
 
 
 class TargetStore:
-    """The best target (rank 0) of every utterance in a set of shards.
+    """The targets of every utterance in a set of shards.
 
     Raises:
-        ContractError: when a shard comes from another teacher, tokenizer or vocabulary than expected, naming both.
+        ContractError: when a shard comes from another teacher, tokenizer or vocabulary than expected, or was made in
+            another way than the first one, naming both.
     """
 
     def __init__(self, paths: list[Path], teacher_sha256: str, tokenizer_sha256: str, vocab_size: int) -> None:
         self._tables: list[pa.Table] = []
-        self._rows: dict[str, tuple[int, int]] = {}
-        self.footer: TargetsFooter | None = None
+        self._rows: dict[str, list[tuple[int, int]]] = {}  # shard and row of each rank
         expected = {"teacher_sha256": teacher_sha256, "tokenizer_sha256": tokenizer_sha256, "vocab_size": vocab_size}
         for path in paths:
             footer, table = read_shard(path)
-            self.footer = self.footer or footer
-            expected |= {"top_k": self.footer.top_k, "frame_offset": self.footer.frame_offset}
+            if not self._tables:
+                self.top_k, self.frame_offset = footer.top_k, footer.frame_offset
+                expected |= {key: getattr(footer, key) for key in ("top_k", "frame_offset", "lm_sha256", "lm_weight")}
             for key, value in expected.items():
                 if getattr(footer, key) != value:
                     raise ContractError(
@@ -155,18 +159,26 @@ class TargetStore:
     def __contains__(self, utt_id: str) -> bool:
         return utt_id in self._rows
 
-    def __getitem__(self, utt_id: str) -> Target:
-        shard, row = self._rows[utt_id]
-        assert self.footer is not None
-        return row_to_target(self._tables[shard], row, self.footer.top_k)
+    def __getitem__(self, utt_id: str) -> list[Target]:
+        """An utterance's targets, best first."""
+        return [self.target(utt_id, rank) for rank in range(len(self._rows[utt_id]))]
+
+    def target(self, utt_id: str, rank: int) -> Target:
+        """One of an utterance's targets."""
+        shard, row = self._rows[utt_id][rank]
+        return row_to_target(self._tables[shard], row, self.top_k)
 
     def _add(self, table: pa.Table, path: Path) -> None:
+        here = len(self._tables)
         for row, (utt_id, rank) in enumerate(zip(table["utt_id"].to_pylist(), table["rank"].to_pylist(), strict=True)):
-            if rank:
-                continue
-            if utt_id in self._rows:
+            rows = self._rows.setdefault(utt_id, [])
+            if rows and rows[0][0] != here:
                 raise ContractError(f"{path}: utterance {utt_id} is in an earlier shard too")
-            self._rows[utt_id] = len(self._tables), row
+            if rank != len(rows):
+                raise ContractError(
+                    f"{path}: utterance {utt_id} has rank {rank} where {len(rows)} should follow: dump this shard again"
+                )
+            rows.append((here, row))
         self._tables.append(table)
 
 
@@ -185,6 +197,7 @@ def row_to_target(table: pa.Table, row: int, top_k: int) -> Target:
     return Target(
         utt_id=utt_id,
         rank=table["rank"][row].as_py(),
+        weight=table["weight"][row].as_py(),
         origin=table["origin"][row].as_py(),
         num_frames=table["num_frames"][row].as_py(),
         path=path,
@@ -194,11 +207,6 @@ def row_to_target(table: pa.Table, row: int, top_k: int) -> Target:
         total_logp=table["total_logp"][row].as_py(),
         text=table["text"][row].as_py(),
     )
-
-
-def _repetition(labels: np.ndarray) -> float:
-    """Share of labels that repeat the label before them: hallucinated loops score high."""
-    return float((labels[1:] == labels[:-1]).mean()) if len(labels) > 1 else 0.0
 
 
 def _parse(text: str, annotation: str) -> Any:

@@ -14,6 +14,7 @@ from kdtrans.artifacts import sha256_file
 from kdtrans.contracts import BLANK, ContractError, TargetsFooter
 
 SLACK = 2.0e-2  # fp16 log-probs of K classes may sum to a little more than 1
+WEIGHT_SLACK = 1.0e-3  # weights are fp32
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ShardFacts:
     """What index.json says of a shard."""
 
     utterances: int
+    paths: int  # more than utterances where targets are n-best
     nodes: int
     bytes: int
     hours: float
@@ -72,6 +74,7 @@ def verify_shard(
         )
     if not ids:
         raise ContractError(f"{path}: no utterance is in it or in {manifest}: lower corpus.num_shards")
+    _check_ranking(path, table)
     lengths = {name: pc.list_value_length(table[name]).to_numpy() for name in ("path", "topk_ids", "topk_logp")}
     _first_bad(table, lengths["path"] == 0, f"{path}: the path is empty")
     for name in ("topk_ids", "topk_logp"):
@@ -103,6 +106,7 @@ def verify_shard(
     )
     return ShardFacts(
         utterances=len(ids),
+        paths=len(table),
         nodes=int(ends[-1]),
         bytes=path.stat().st_size,
         hours=float(best["num_frames"].to_numpy().sum()) * footer.frame_shift_ms / 3.6e6,
@@ -124,7 +128,10 @@ def index_of(shards: dict[str, ShardFacts], footer: TargetsFooter) -> dict[str, 
         "teacher_sha256": footer.teacher_sha256,
         "tokenizer_sha256": footer.tokenizer_sha256,
         "top_k": footer.top_k,
+        "lm_sha256": footer.lm_sha256,
+        "lm_weight": footer.lm_weight,
         "utterances": utterances,
+        "paths": sum(f.paths for f in facts),
         "hours": round(sum(f.hours for f in facts), 4),
         "nodes": nodes,
         "bytes": sum(f.bytes for f in facts),
@@ -136,6 +143,23 @@ def index_of(shards: dict[str, ShardFacts], footer: TargetsFooter) -> dict[str, 
             for path, f in shards.items()
         ],
     }
+
+
+def _check_ranking(path: Path, table: pa.Table) -> None:
+    """An utterance's rows stand together, ranks 0, 1, ..., and their weights sum to 1."""
+    rank, weight = table["rank"].to_numpy().astype(np.int64), table["weight"].to_numpy().astype(np.float64)
+    ids = np.array(table["utt_id"].to_pylist(), dtype=object)
+    is_first = np.concatenate([[True], ids[1:] != ids[:-1]])
+    starts = np.flatnonzero(is_first)
+    sizes = np.diff(np.append(starts, len(table)))
+    _first_bad(
+        table,
+        rank != np.arange(len(table)) - np.repeat(starts, sizes),
+        f"{path}: an utterance's ranks are not 0, 1, 2, ... row by row",
+    )
+    _first_bad(table, ~(weight >= 0), f"{path}: a weight is negative or not a number")
+    sums = np.repeat(np.add.reduceat(weight, starts), sizes)
+    _first_bad(table, abs(sums - 1.0) > WEIGHT_SLACK, f"{path}: an utterance's weights do not sum to 1")
 
 
 def _first_bad(table: pa.Table, bad: np.ndarray, message: str) -> None:

@@ -25,6 +25,7 @@ from kdtrans.config import StudentConfig, TeacherConfig, validate
 from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.build import build_student, build_teacher
+from kdtrans.models.pretrained import read_architecture
 from kdtrans.models.transducer import Transducer
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def save_model(
     tokenizer: Tokenizer,
     **facts: Any,
 ) -> None:
-    """Write a finished model; `facts` are `step` and `dev_wer`."""
+    """Write a finished model; `facts` are `step` and `dev_wer`. A teacher's encoder is described beside its weights."""
     content = {
         "kind": kind,
         "config": config.model_dump(mode="json"),
@@ -79,6 +80,7 @@ def save_model(
         "tokenizer_sha256": tokenizer.sha256,
         "fingerprint": fingerprint(state),
         "state_dict": state,
+        "encoder_architecture": read_architecture(config.encoder) if isinstance(config, TeacherConfig) else None,
         **facts,
     }
     assert set(content) == set(MODEL_KEYS), f"model keys {sorted(content)} differ from the contract's"
@@ -107,8 +109,8 @@ def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
     """A trained teacher or student in eval mode; `.fingerprint` is its identity."""
     content = read_model(path, tokenizer)
     if content["kind"] == "teacher":
-        # The shape of a pre-trained encoder stands in its own folder, which must still be there.
-        model = build_teacher(validate(TeacherConfig, content["config"], str(path)), content["vocab_size"])
+        config = validate(TeacherConfig, content["config"], str(path))
+        model = build_teacher(config, content["vocab_size"], content["encoder_architecture"])
     else:
         model = build_student(validate(StudentConfig, content["config"], str(path)), content["vocab_size"])
     model.load_state_dict(content["state_dict"])

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from statistics import median
 
 from lhotse import MonoCut
 
 from kdtrans.config import StudentConfig
 from kdtrans.contracts import ContractError
-from kdtrans.data.batches import Example
+from kdtrans.data.batches import Example, Labelling
 from kdtrans.data.manifest import text_of
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.losses.distillation import NodeTargets
+from kdtrans.targets.filters import unfit
 from kdtrans.targets.shards import Target, TargetStore
-
-MOST_LABELS_PER_FRAME = 1.0  # pseudo labels denser than this are hallucinated
 
 
 def labelled_examples(cuts: list[MonoCut], tokenizer: Tokenizer) -> list[Example]:
     """The labelled cuts, as a teacher or a baseline trains on them."""
-    labelled = [(cut, text_of(cut)) for cut in cuts]
-    return [Example(cut, tuple(tokenizer.encode(text)), labelled=True) for cut, text in labelled if text is not None]
+    texts = [(cut, text_of(cut)) for cut in cuts]
+    return [Example(cut, True, (Labelling(tuple(tokenizer.encode(text))),)) for cut, text in texts if text is not None]
 
 
 def student_examples(
@@ -29,50 +29,61 @@ def student_examples(
 ) -> tuple[list[Example], Counter[str]]:
     """What a student system trains on, and how many unlabelled utterances are left out for which reason.
 
-    Labels of unlabelled audio are those that the teacher's path spells, so that path and labels agree node by node.
+    Labels of unlabelled audio are those that the teacher's paths spell, so that path and labels agree node by node.
 
     Raises:
         ContractError: when a target is missing, or a labelled utterance's path does not spell its text.
+        ValueError: when a filter compares with labelled speech and there is none.
     """
+    examples = labelled_examples(cuts, tokenizer)
+    pace = _labels_per_second(examples) if config.filters.max_length_ratio is not None else None
+    if config.kd.reads_shards:
+        examples = [_with_target(example, _targets(store, example.cut)[0], store, config) for example in examples]
     dropped: Counter[str] = Counter()
-    examples = []
-    for cut in cuts:
-        text = text_of(cut)
-        if text is None and not config.unlabelled:
+    for cut in cuts if config.unlabelled else []:
+        if text_of(cut) is not None:
             continue
-        target = _target(store, cut.id) if text is None or config.kd.weight > 0 else None
-        labels = tuple(tokenizer.encode(text)) if text is not None else tuple(target.labels.tolist()) if target else ()
-        if text is None and target is not None:
-            reason = _unfit(target, config.min_confidence)
-            if reason:
-                dropped[reason] += 1
-                continue
-        elif target is not None and tuple(target.labels.tolist()) != labels:
-            raise ContractError(
-                f"utterance {cut.id}: its target spells '{target.text}', its manifest says '{text}': dump again"
-            )
-        frame_offset = store.footer.frame_offset if store and store.footer else 0
-        load = _loader(store, cut.id, frame_offset) if store and config.kd.weight > 0 else None
-        examples.append(Example(cut, labels, text is not None, load))
+        targets = _targets(store, cut)
+        reasons = [unfit(t.labels, t.num_frames, t.confidence, cut.duration, config.filters, pace) for t in targets]
+        kept = [target for target, reason in zip(targets, reasons, strict=True) if reason is None]
+        if not kept:
+            dropped[str(reasons[0])] += 1
+            continue
+        total = sum(target.weight for target in kept)
+        labellings = tuple(_labelling(target, target.weight / total, store, config) for target in kept)
+        examples.append(Example(cut, False, labellings))
     return examples, dropped
 
 
-def _target(store: TargetStore | None, utt_id: str) -> Target:
-    if store is None or utt_id not in store:
-        raise ContractError(f"utterance {utt_id} has no target in the shards given: dump its shard again")
-    return store[utt_id]
+def _labels_per_second(labelled: list[Example]) -> float:
+    if not labelled:
+        raise ValueError("filters.max_length_ratio compares with labelled speech, and there is none: set it to null")
+    return median(len(example.labellings[0].labels) / example.cut.duration for example in labelled)
 
 
-def _loader(store: TargetStore, utt_id: str, frame_offset: int) -> Callable[[], NodeTargets]:
-    return lambda: store[utt_id].node_targets(frame_offset)
+def _targets(store: TargetStore | None, cut: MonoCut) -> list[Target]:
+    if store is None or cut.id not in store:
+        raise ContractError(f"utterance {cut.id} has no target in the shards given: dump its shard again")
+    return store[cut.id]
 
 
-def _unfit(target: Target, min_confidence: float) -> str | None:
-    """Why a pseudo-labelled utterance is left out; None if it is fit."""
-    if len(target.labels) == 0:
-        return "empty pseudo text"
-    if len(target.labels) > MOST_LABELS_PER_FRAME * target.num_frames:
-        return "more labels than frames"
-    if target.confidence < min_confidence:
-        return "low confidence"
-    return None
+def _with_target(example: Example, target: Target, store: TargetStore | None, config: StudentConfig) -> Example:
+    """A labelled example with its target, which has to spell its text."""
+    labels = example.labellings[0].labels
+    if tuple(target.labels.tolist()) != labels:
+        raise ContractError(
+            f"utterance {example.cut.id}: its target spells '{target.text}', its manifest says "
+            f"'{text_of(example.cut)}': dump again"
+        )
+    return Example(example.cut, True, (_labelling(target, 1.0, store, config),))
+
+
+def _labelling(target: Target, weight: float, store: TargetStore | None, config: StudentConfig) -> Labelling:
+    distils_paths = config.kd.reads_shards and config.kd.loss == "one_best"
+    load = _loader(store, target) if store and distils_paths else None
+    return Labelling(tuple(target.labels.tolist()), weight, load, target.total_logp)
+
+
+def _loader(store: TargetStore, target: Target) -> Callable[[], NodeTargets]:
+    utt_id, rank = target.utt_id, target.rank  # read again when it is needed: no closure holds distributions
+    return lambda: store.target(utt_id, rank).node_targets(store.frame_offset)

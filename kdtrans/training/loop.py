@@ -7,14 +7,15 @@ All randomness of an update (dropout, masks) is seeded by (seed, update), and th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdtrans.config import TrainingConfig
 from kdtrans.data.batches import Batch, TrainingBatches
@@ -25,6 +26,16 @@ from kdtrans.training.progress import MetricsLog, Reporter
 from kdtrans.training.schedule import WeightAverage, tri_stage
 
 Losses = dict[str, Tensor]  # 'loss' is what is minimised; the others are reported
+
+
+class Stateful(Protocol):
+    """What learns something beside the weights, to be kept with them."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: tensors and plain values."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a kept state."""
 
 
 class OutOfTimeError(Exception):
@@ -43,7 +54,8 @@ class Trainer:
         evaluate: dev WER (%) of the model it is given.
         config: how.
         folder: where checkpoints and metrics live.
-        max_seconds: leave with OutOfTimeError after that long; None for no limit.
+        deadline: leave with OutOfTimeError when time.monotonic() has passed it; None for no limit.
+        tracker: what `compute` measures while training, kept in the checkpoints; None for nothing.
     """
 
     model: Transducer
@@ -53,15 +65,16 @@ class Trainer:
     evaluate: Callable[[Transducer], float]
     config: TrainingConfig
     folder: Path
-    max_seconds: float | None = None
+    deadline: float | None = None
+    tracker: Stateful | None = None
 
     def run(self) -> tuple[dict[str, Tensor], int, float]:
         """Train to the end; returns the averaged weights with the lowest dev WER, their update and that WER (%)."""
-        started = time.monotonic()
         device = next(self.model.parameters()).device
         self.optimizers = build_optimizers(self.model, self.groups, self.config)
         self.average = WeightAverage(self.model, self.config.ema_decay)
-        step, position, best = self._resume()
+        step, position, best, spent = self._resume()
+        self._started = time.monotonic() - spent
         metrics = MetricsLog(self.folder, step)
         reporter = Reporter(self.folder.parent.name, self.config.updates, step)
         stream = self.batches.stream(position)
@@ -94,7 +107,7 @@ class Trainer:
                 elapsed = time.monotonic() - window
                 row = {name: value / (step - logged) for name, value in sums.items()}
                 row |= {"lr": self.optimizers[0].param_groups[0]["lr"], "audio_per_second": seconds / elapsed}
-                row |= {"seconds": time.monotonic() - started}
+                row |= {"seconds": self.seconds()}
                 metrics.write(step, row)
                 facts = " ".join(f"{name} {row[name]:.3f}" for name in losses)
                 reporter.update(step, f"{facts} {row['audio_per_second']:.0f}x real time")
@@ -108,7 +121,7 @@ class Trainer:
                     best = (step, wer)
                     save_torch({"average": self.average.state, "step": step, "dev_wer": wer}, self.folder / "best.pt")
                 window += time.monotonic() - paused  # the rate is that of training
-            out_of_time = self.max_seconds is not None and time.monotonic() - started > self.max_seconds
+            out_of_time = self.deadline is not None and time.monotonic() > self.deadline
             if step % self.config.checkpoint_every == 0 or step == self.config.updates or out_of_time:
                 self._save(step, position, best)
             if out_of_time and step < self.config.updates:
@@ -116,6 +129,10 @@ class Trainer:
         reporter.close()
         kept = load_torch(self.folder / "best.pt")
         return kept["average"], kept["step"], kept["dev_wer"]
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return time.monotonic() - self._started
 
     def _prepare_groups(self, step: int) -> None:
         """Set this update's learning rates, and thaw what was frozen at first."""
@@ -141,38 +158,47 @@ class Trainer:
             "step": step,
             "position": list(position),
             "best": list(best),
+            "seconds": self.seconds(),
+            "tracker": self.tracker.state() if self.tracker else None,
         }
         save_torch(content, self.folder / "last.pt")
 
-    def _resume(self) -> tuple[int, tuple[int, int], tuple[int, float]]:
-        """Continue from last.pt if there is one: update, position in the batches, best update and its WER."""
+    def _resume(self) -> tuple[int, tuple[int, int], tuple[int, float], float]:
+        """Continue from last.pt if there is one: update, position in the batches, best update, its WER; seconds."""
         path = self.folder / "last.pt"
         if not path.exists():
-            return 0, (0, 0), (0, float("inf"))
+            return 0, (0, 0), (0, float("inf")), 0.0
         content = load_torch(path)
         self.model.load_state_dict(content["model"])
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.average.load(content["average"])
+        if self.tracker:
+            self.tracker.load(content["tracker"])
         print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
         epoch, index = content["position"]
         best_step, best_wer = content["best"]
-        return content["step"], (epoch, index), (best_step, best_wer)
+        return content["step"], (epoch, index), (best_step, best_wer), content["seconds"]
 
 
-def autocast(precision: str, device: torch.device, width: int) -> Any:
+@contextmanager
+def autocast(precision: str, device: torch.device, width: int) -> Iterator[None]:
     """A context that multiplies in bf16 where asked for, or where `auto` expects it to pay.
 
     On CUDA it pays where the hardware knows bf16; on a CPU with AMX only for wide encoders (measured: twice as fast at
-    width 384, half as fast at width 96).
+    width 384, half as fast at width 96). The fused attention is slow in bf16 on CPUs, twice as slow backwards as the
+    plain one (measured on AMX), so there it is plain.
     """
     if device.type == "cuda":
         pays = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         pays = width >= 256 and torch.cpu._is_amx_tile_supported()
-    if precision == "bf16" or (precision == "auto" and pays):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    if precision != "bf16" and not (precision == "auto" and pays):
+        yield
+        return
+    backend = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16), backend:
+        yield
 
 
 def _check_finite(values: dict[str, Tensor], utt_ids: list[str], step: int) -> None:

@@ -1,9 +1,12 @@
 """The losses of one batch: transducer, auxiliary CTC, distillation.
 
-Shapes: B utterances, T encoder frames, U labels, J joiner width, V vocabulary, N path nodes.
+Shapes: B utterances, T encoder frames, U labels, E encoder width, J joiner width, V vocabulary, N path nodes or grid
+cells.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,42 +15,86 @@ from torch.nn import functional as F
 from kdtrans.config import KdConfig, TrainingConfig
 from kdtrans.contracts import BLANK
 from kdtrans.data.batches import Batch
-from kdtrans.losses.distillation import NodeTargets, gather_logits, one_best_loss
+from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, window_loss
+from kdtrans.losses.grid import collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
 from kdtrans.losses.transducer import transducer_loss
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import Losses, autocast
+from kdtrans.training.shift import ShiftTracker
 
 # Teacher and student grids of one utterance; more means different audio or a broken frame contract.
 MOST_FRAMES_APART = 2
 
 
-def transducer_losses(model: Transducer, batch: Batch, config: TrainingConfig, kd: KdConfig) -> Losses:
+@dataclass(frozen=True)
+class Student:
+    """What the student has made of a batch, for all losses to use."""
+
+    join: Join
+    frames_B: Tensor
+    enc_BTJ: Tensor
+    pred_BUJ: Tensor
+    logits_BTUV: Tensor
+
+
+def transducer_losses(
+    model: Transducer,
+    batch: Batch,
+    config: TrainingConfig,
+    kd: KdConfig,
+    teacher: Transducer | None = None,
+    shift: int | ShiftTracker = 0,
+) -> Losses:
     """L = L_transducer + ctc_weight L_ctc + lambda L_kd, each a mean over utterances.
 
+    Args:
+        model: the student, or the teacher while it is fine-tuned.
+        batch: what it learns from.
+        config: weights, precision, FastEmit and delay penalty.
+        kd: the distillation loss; weight 0 turns it off.
+        teacher: runs beside the student where the loss needs its grid; in eval mode.
+        shift: tau in frames, or what measures it, from this batch too.
+
+    Returns:
+        `loss`, which is minimised, and its parts, nats; `kd_nodes_dropped`, the nodes of an utterance that fall off the
+        student's grid, where there are any; `kd_shift`, frames, where it is measured.
+
     Raises:
-        ValueError: when an utterance's target and the encoder disagree by more than two frames, naming it.
+        ValueError: when teacher and student disagree by more than two frames on an utterance, naming it.
     """
     device = batch.features_BFC.device
+
+    def join(enc_J: Tensor, pred_J: Tensor) -> Tensor:
+        with autocast(config.precision, device, model.encoder.dim):
+            logits: Tensor = model.joiner(enc_J, pred_J)
+        return logits
+
     with autocast(config.precision, device, model.encoder.dim):
         enc_BTE, frames_B = model.encode(batch.features_BFC, batch.lengths_B)
         enc_BTJ = model.project_encoder(enc_BTE)
         pred_BUJ = model.project_predictor(model.predictor(batch.labels_BU))
         logits_BTUV = model.grid(enc_BTJ, pred_BUJ)
+    student = Student(join, frames_B, enc_BTJ, pred_BUJ, logits_BTUV)
     utterances = len(batch.utt_ids)
-    losses = {
-        "loss_transducer": transducer_loss(logits_BTUV, batch.labels_BU, frames_B, batch.label_lengths_B).sum()
-        / utterances
-    }
+    grid = (logits_BTUV, batch.labels_BU, frames_B, batch.label_lengths_B)
+    loss_B = transducer_loss(*grid, config.fastemit, config.delay_penalty)
+    losses = {"loss_transducer": loss_B.sum() / utterances}
     total = losses["loss_transducer"]
     if config.ctc_weight > 0:
         losses["loss_ctc"] = ctc_loss(model.ctc(enc_BTE.float()), frames_B, batch) / utterances
         total = total + config.ctc_weight * losses["loss_ctc"]
-    if kd.weight > 0 and batch.targets is not None:
-        targets = on_student_grid(batch, frames_B, kd.shift)
-        with autocast(config.precision, device, model.encoder.dim):
-            logits_NV = gather_logits(model.joiner, enc_BTJ, pred_BUJ, targets)
-        losses["loss_kd"] = one_best_loss(logits_NV, targets, kd, utterances)
-        total = total + kd.weight * losses["loss_kd"]
+    if kd.weight > 0:
+        if kd.loss == "one_best" and batch.targets is not None:
+            losses |= path_losses(student, batch, kd, shift)
+        elif kd.loss == "full_sum" and batch.teacher_totals_B is not None:
+            # FastEmit and the delay penalty change the lattice or its gradient: then the plain one is summed too.
+            plain_B = transducer_loss(*grid) if config.fastemit or config.delay_penalty else loss_B
+            losses["loss_kd"] = full_sum_loss(batch.teacher_totals_B, -plain_B, kd)
+        elif kd.runs_teacher:
+            assert teacher is not None, f"kd.loss {kd.loss} runs the teacher: give it"
+            losses |= grid_losses(student, batch, kd, teacher)
+        if "loss_kd" in losses:
+            total = total + kd.weight * losses["loss_kd"]
     return {"loss": total, **losses}
 
 
@@ -65,15 +112,63 @@ def ctc_loss(logits_BTV: Tensor, frames_B: Tensor, batch: Batch) -> Tensor:
     )
 
 
-def on_student_grid(batch: Batch, frames_B: Tensor, shift: int) -> NodeTargets:
-    """The batch's targets moved by the shift, without the nodes that fall off the student's grid."""
+def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | ShiftTracker) -> Losses:
+    """Distillation along the teacher's one-best paths, shifted, or with the best shift of a window."""
     assert batch.targets is not None
+    check_frames(batch, student.frames_B)
+    utterances = len(batch.utt_ids)
+    if isinstance(shift, ShiftTracker):
+        shift.observe(
+            student.logits_BTUV, batch.labels_BU, student.frames_B, batch.label_lengths_B, targets=batch.targets
+        )
+    tau = shift.frames if isinstance(shift, ShiftTracker) else shift
+    outputs = (student.join, student.enc_BTJ, student.pred_BUJ)
+    if kd.window:
+        shifts = range(tau - kd.window, tau + kd.window + 1)
+        loss, dropped = window_loss(*outputs, batch.targets, student.frames_B, shifts, kd, utterances)
+    else:
+        targets = batch.targets.shifted(tau, student.frames_B)
+        dropped = len(batch.targets) - len(targets)
+        loss = one_best_loss(gather_logits(*outputs, targets), targets, kd, utterances)
+    measured = {"kd_shift": torch.tensor(float(tau))} if isinstance(shift, ShiftTracker) else {}
+    return {"loss_kd": loss, **_dropped(dropped, utterances), **measured}
+
+
+def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transducer) -> Losses:
+    """Distillation over the whole grid, as far as both have it: the teacher joins its stored encoder output."""
+    assert batch.teacher_BTJ is not None
+    assert batch.teacher_frames_B is not None
+    check_frames(batch, student.frames_B)
+    common_B = torch.minimum(student.frames_B, batch.teacher_frames_B)
+    cells = real_cells(common_B, batch.label_lengths_B)
+    with torch.no_grad():
+        pred_BUJ = teacher.project_predictor(teacher.predictor(batch.labels_BU))
+        # Joined cell by cell: the padded grid of the teacher is never made.
+        teacher_NV = teacher.joiner(
+            batch.teacher_BTJ[cells.utterance_N, cells.t_N].float(), pred_BUJ[cells.utterance_N, cells.u_N]
+        )
+    student_NV = student.logits_BTUV[tuple(cells)]
+    utterances = len(batch.utt_ids)
+    if kd.loss == "full_lattice":
+        loss = full_lattice_loss(teacher_NV, student_NV, kd, utterances)
+    else:
+        next_N = next_labels(batch.labels_BU, batch.label_lengths_B, cells)
+        loss = collapsed_loss(teacher_NV, student_NV, next_N, kd, utterances)
+    dropped = int(((batch.teacher_frames_B - common_B) * (batch.label_lengths_B + 1)).sum())
+    return {"loss_kd": loss, **_dropped(dropped, utterances)}
+
+
+def check_frames(batch: Batch, frames_B: Tensor) -> None:
+    """Raise ValueError naming the utterance whose teacher and student frames are too far apart; -1 is no teacher."""
     assert batch.teacher_frames_B is not None
     apart_B = torch.where(batch.teacher_frames_B < 0, 0, (batch.teacher_frames_B - frames_B).abs())
     if int(apart_B.max()) > MOST_FRAMES_APART:
         worst = int(apart_B.argmax())
         raise ValueError(
-            f"utterance {batch.utt_ids[worst]}: the target has {int(batch.teacher_frames_B[worst])} frames and the "
-            f"student {int(frames_B[worst])}: the targets belong to other audio; dump them again"
+            f"utterance {batch.utt_ids[worst]}: the teacher has {int(batch.teacher_frames_B[worst])} frames and the "
+            f"student {int(frames_B[worst])}: they saw different audio; dump the targets again"
         )
-    return batch.targets.shifted(shift, frames_B)
+
+
+def _dropped(nodes: int, utterances: int) -> Losses:
+    return {"kd_nodes_dropped": torch.tensor(nodes / utterances)} if nodes else {}

@@ -7,11 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from lhotse import MonoCut
+from torch import Tensor
 
 from kdtrans.artifacts import run_record, sha256_file
-from kdtrans.config import KdConfig, StudentConfig, TeacherConfig
-from kdtrans.data.batches import BatchOrder, Example, FeatureCache, TrainingBatches
+from kdtrans.config import KdConfig, StudentConfig, TeacherConfig, TrainingConfig
+from kdtrans.contracts import FRAME_SHIFT_MS
+from kdtrans.data.batches import BatchOrder, Example, Extract, FeatureCache, TrainingBatches
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.checkpoint import claim, fingerprint, pick_device, save_model
@@ -19,6 +22,7 @@ from kdtrans.training.evaluate import dev_evaluation
 from kdtrans.training.loop import OutOfTimeError, Trainer
 from kdtrans.training.losses import transducer_losses
 from kdtrans.training.optimizers import ParameterGroup
+from kdtrans.training.shift import ShiftTracker
 
 RESUME_ME = 75  # EX_TEMPFAIL: the workflow's driver starts the job again
 # Settings that change no number of the trained weights (speed, logging, the teacher's gate): changing them resumes.
@@ -43,12 +47,13 @@ def train_model(
     checkpoints: Path,
     out: Path,
     inputs: list[Path],
-    max_seconds: float | None,
+    deadline: float | None,
+    teacher: Transducer | None = None,
 ) -> int:
     """Train, or resume, in a claimed checkpoint folder and write the model with its run record.
 
     Returns:
-        0, or RESUME_ME when max_seconds are over.
+        0, or RESUME_ME when time.monotonic() has passed the deadline.
 
     Raises:
         ValueError: when there is nothing to train on.
@@ -78,17 +83,21 @@ def train_model(
             unlabelled_ratio,
             training.seed,
         )
-        # Every loader process keeps a cache of its own.
-        features = FeatureCache(model.encoder.extract, training.cache_gb / max(training.workers, 1))
+        batches = training_batches(examples, order, model, training, teacher)
+        if teacher is not None:
+            largest = largest_grids(examples, order, tokenizer.vocab_size)
+            print(f"the grids of teacher and student take {largest / 1e9:.2f} GB in the largest batch", flush=True)
+        shift = ShiftTracker() if kd.shift == "auto" else kd.shift
         trainer = Trainer(
             model=model,
             groups=groups,
-            batches=TrainingBatches(examples, order, features, training.workers),
-            compute=lambda network, batch: transducer_losses(network, batch, training, kd),
+            batches=batches,
+            compute=lambda network, batch: transducer_losses(network, batch, training, kd, teacher, shift),
             evaluate=dev_evaluation(dev, tokenizer, model, training.max_duration_s),
             config=training,
             folder=checkpoints,
-            max_seconds=max_seconds,
+            deadline=deadline,
+            tracker=shift if isinstance(shift, ShiftTracker) else None,
         )
         try:
             with run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record:
@@ -96,6 +105,7 @@ def train_model(
                 save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
                 record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state)}
                 record |= {"hours": hours, "dropped": dict(dropped), "step": step, "dev_wer": wer}
+                record |= {"training_seconds": round(trainer.seconds(), 2)}
         except OutOfTimeError as reason:
             print(f"{reason}; run the same command to go on", file=sys.stderr)
             return RESUME_ME
@@ -104,6 +114,50 @@ def train_model(
             (checkpoints / name).unlink()
     print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
     return 0
+
+
+def training_batches(
+    examples: list[Example],
+    order: BatchOrder,
+    model: Transducer,
+    config: TrainingConfig,
+    teacher: Transducer | None,
+) -> TrainingBatches:
+    """The stream of batches, with the teacher's outputs where it runs beside the student."""
+    if teacher is None:
+        # Every loader process keeps a cache of its own.
+        features = FeatureCache(model.encoder.extract, config.cache_gb / max(config.workers, 1))
+        return TrainingBatches(examples, order, features, config.workers)
+    # In this process, as forked ones cannot use the GPU; the two caches share the memory.
+    teacher.to(pick_device())
+    features = FeatureCache(model.encoder.extract, config.cache_gb / 2)
+    outputs = FeatureCache(teacher_outputs(teacher), config.cache_gb / 2)
+    return TrainingBatches(examples, order, features, teacher=outputs)
+
+
+def teacher_outputs(teacher: Transducer) -> Extract:
+    """A function from a waveform (S,) to the teacher's projected encoder output (T, J), float16, in main memory."""
+    device = next(teacher.parameters()).device
+
+    @torch.no_grad()
+    def extract(waveform_S: Tensor) -> Tensor:
+        features_FC = teacher.encoder.extract(waveform_S)
+        # Alone, so that no padding can change it.
+        enc_BTE, _ = teacher.encode(features_FC[None].to(device), torch.tensor([len(features_FC)], device=device))
+        return teacher.project_encoder(enc_BTE)[0].half().cpu()
+
+    return extract
+
+
+def largest_grids(examples: list[Example], order: BatchOrder, vocab_size: int) -> int:
+    """Bytes of the teacher's and the student's fp32 logits over the grid, in the largest batch of the first epoch."""
+
+    def nodes(batch: list[int]) -> float:
+        frames = max(examples[i].cut.duration for i in batch) * 1000 / FRAME_SHIFT_MS
+        labels = max(len(labelling.labels) for i in batch for labelling in examples[i].labellings)
+        return len(batch) * frames * (labels + 1)
+
+    return round(2 * max(map(nodes, order.epoch(0))) * vocab_size * 4)
 
 
 def identity_of(config: TeacherConfig | StudentConfig, inputs: list[Path]) -> dict[str, Any]:

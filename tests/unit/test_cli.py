@@ -51,7 +51,7 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_an_expected_error_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"
-    names = ["--system", "kd", "--search", "greedy", "--testset", "dev"]
+    names = ["--run", "kd", "--system", "kd", "--search", "greedy", "--testset", "dev"]
     assert main(["score", "--hypotheses", str(missing), "--cuts", "c", *names, "--out", str(tmp_path / "o.json")]) == 1
     message = capsys.readouterr().err
     assert message.startswith("kdtrans score: error: ")

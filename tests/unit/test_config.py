@@ -58,8 +58,18 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
         ({"systems": {"baseline": {"kd": {"wait": 1}}}}, ["systems.baseline", "kd.wait"]),
         ({"systems": {"baseline": {}, "teacher": {}}}, ["'teacher' is the name of a stage"]),
         ({"report": {"baseline": "none"}}, ["report.baseline 'none'"]),
-        ({"targets": {"lm_weight": 0.3}}, ["targets.lm_weight", "targets.search.lm"]),
-        ({"decode": {"searches": {"greedy": {"lm": True}}}}, ["decode.searches.greedy", "beam"]),
+        ({"targets": {"lm_weight": 0.3}}, ["targets: lm_weight", "search.lm"]),
+        ({"targets": {"nbest": 3}}, ["nbest 3", "this one: 1"]),
+        ({"targets": {"search": {"chunk_ms": 320}}}, ["chunk_ms"]),
+        ({"target_sets": {"fused": {"topk": 3}}}, ["target_sets.fused", "unknown key 'topk'"]),
+        ({"systems": {"baseline": {}, "kd": {"unlabelled": True, "targets": "fused"}}}, ["systems.kd", "'fused'"]),
+        ({"student": {"kd": {"loss": "full_sum", "shift": 2}}}, ["kd.shift", "full_sum"]),
+        ({"student": {"encoder": {"streaming": {"chunk_ms": 50}}}}, ["chunk_ms", "50"]),
+        ({"sweep": {"nobody": {"kd.weight": [1.0]}}}, ["sweep: 'nobody'"]),
+        ({"sweep": {"kd": {"kd.wait": [1.0]}}}, ["sweep.kd", "kd.wait"]),
+        ({"sweep": {"kd": {"filters.max_length_ratio": ["../x"]}}}, ["no name for a folder"]),
+        ({"systems": {"baseline": {"seeds": [1, 2]}, "baseline-seed2": {}}}, ["two runs", "baseline-seed2"]),
+        ({"decode": {"searches": {"greedy": {"lm": "ngram"}}}}, ["decode.searches.greedy", "beam"]),
     ],
 )
 def test_refusals_name_the_key_and_the_value(values: dict[str, Any], said: list[str]) -> None:
@@ -105,3 +115,42 @@ def test_a_system_is_the_student_with_its_own_entries_over_it() -> None:
     assert not config.system("baseline").reads_targets
     assert config.system("kd").kd.temperature == 2.0
     assert config.system("kd").reads_targets
+
+
+def test_seeds_make_runs_of_their_own() -> None:
+    config = validate(Config, {"systems": {"baseline": {"seeds": [3, 4]}, "kd": {"kd": {"weight": 1.0}}}}, "my.yaml")
+    runs = config.runs()
+    assert {name: (run.system, run.config.training.seed) for name, run in runs.items()} == {
+        "baseline-seed3": ("baseline", 3),
+        "baseline-seed4": ("baseline", 4),
+        "kd": ("kd", 1),
+    }
+    one = validate(Config, {"systems": {"baseline": {"seeds": [3]}}}, "my.yaml").runs()
+    assert {name: run.config.training.seed for name, run in one.items()} == {"baseline": 3}
+
+
+def test_a_sweep_makes_a_run_for_each_combination() -> None:
+    values = {"sweep": {"kd": {"kd.weight": [0.2, 1.0], "kd.shift": [0, "auto"]}}}
+    runs = validate(Config, values, "my.yaml").sweep_runs()
+    found = {name: (run.config.kd.weight, run.config.kd.shift) for name, run in runs.items()}
+    assert found == {
+        "kd-weight_0.2-shift_0": (0.2, 0),
+        "kd-weight_0.2-shift_auto": (0.2, "auto"),
+        "kd-weight_1.0-shift_0": (1.0, 0),
+        "kd-weight_1.0-shift_auto": (1.0, "auto"),
+    }
+    assert all(run.system == "kd" for run in runs.values())
+
+
+def test_a_streaming_system_starts_from_the_defaults() -> None:
+    config = validate(Config, {"systems": {"baseline": {}, "s": {"encoder": {"streaming": {}}}}}, "my.yaml")
+    assert config.system("baseline").encoder.streaming is None
+    streaming = config.system("s").encoder.streaming
+    assert streaming is not None
+    assert streaming.chunk_ms in streaming.train_chunks_ms
+
+
+def test_a_target_set_is_the_targets_with_its_own_entries_over_them() -> None:
+    config = validate(Config, {"target_sets": {"teacher": {}, "eight": {"top_k": 3}}}, "my.yaml")
+    assert config.target_set("teacher") == config.targets
+    assert config.target_set("eight").top_k == 3

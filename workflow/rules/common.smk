@@ -23,14 +23,19 @@ except ConfigError as error:
 # it depends on as `params: cfg`, so that a changed key reruns that stage and what follows; the files are no inputs.
 SECTIONS = {
     name: getattr(CFG, name).model_dump(mode="json")
-    for name in ("corpus", "tokenizer", "lm", "teacher", "targets", "decode", "report")
+    for name in ("corpus", "tokenizer", "lm", "teacher", "decode", "report")
 }
-SECTIONS |= {f"systems/{name}": CFG.system(name).model_dump(mode="json") for name in CFG.systems}
+SECTIONS |= {f"targets/{name}": CFG.target_set(name).model_dump(mode="json") for name in CFG.target_sets}
+
+# A run is one training of a student: a system, one of its seeds, or one point of a sweep.
+RUNS, SWEEP_RUNS = CFG.runs(), CFG.sweep_runs()
+STUDENTS = RUNS | SWEEP_RUNS
+SECTIONS |= {f"systems/{name}": run.config.model_dump(mode="json") for name, run in STUDENTS.items()}
 
 R = CFG.results
-SYSTEMS = list(CFG.systems)
 TEST_SETS = ["dev", *CFG.corpus.test]
-LM_SEARCHES = [name for name, search in CFG.decode.searches.items() if search.lm]
+SEARCHES = CFG.decode.searches
+LM_SEARCHES = [name for name, search in SEARCHES.items() if search.lm]
 SHARDS = [f"{n:05d}" for n in range(CFG.corpus.num_shards)]
 
 MAKES_CORPUS = CFG.corpus.name == "synth" and not CFG.corpus.root
@@ -40,12 +45,10 @@ CORPUS_PARTS = sorted(
 )
 
 TOKENIZER = f"{R}/tokenizer/tokenizer.model"
-LM = f"{R}/lm/lm.arpa"
+LMS = {"ngram": f"{R}/lm/lm.arpa", "lstm": f"{R}/lm/lstm.pt"}
 TEACHER = f"{R}/teacher/model.pt"
 TRAIN_CUTS = [f"{R}/data/train/cuts.{shard}.jsonl.gz" for shard in SHARDS]
 DEV_CUTS = f"{R}/data/dev/cuts.00000.jsonl.gz"
-TARGETS = [f"{R}/targets/teacher/train/part-{shard}.parquet" for shard in SHARDS]
-TARGETS_INDEX = f"{R}/targets/teacher/train/index.json"
 
 
 def one_of(names):
@@ -54,8 +57,9 @@ def one_of(names):
 
 wildcard_constraints:
     shard=r"\d{5}",
-    system=one_of(["teacher", *SYSTEMS]),
-    search=one_of(CFG.decode.searches),
+    targetset=one_of(CFG.target_sets),
+    run=one_of(["teacher", *STUDENTS]),
+    search=one_of(SEARCHES),
     testset=one_of(TEST_SETS),
 
 
@@ -72,24 +76,50 @@ def corpus_ready(wildcards):
     return []
 
 
-def targets_of(wildcards):
-    """Target shards that a system trains on: none for a baseline, which therefore does not wait for the teacher."""
-    return TARGETS if CFG.system(wildcards.system).reads_targets else []
+def shards_of(targetset):
+    """The target shards of a set."""
+    return [f"{R}/targets/{targetset}/train/part-{shard}.parquet" for shard in SHARDS]
+
+
+def index_of(targetset):
+    """The index of a target set's shards, written when they have been checked."""
+    return f"{R}/targets/{targetset}/train/index.json"
+
+
+def target_sets_of(runs):
+    """The target sets that some runs read, each once."""
+    return list(dict.fromkeys(run.config.targets for run in runs.values() if run.config.reads_targets))
+
+
+def lm_of(name):
+    """The file of the language model that a search names, or nothing where it names none."""
+    return LMS[name] if name else []
 
 
 def model_of(wildcards):
-    """The model of a system; the teacher is one."""
-    return TEACHER if wildcards.system == "teacher" else f"{R}/systems/{wildcards.system}/model.pt"
+    """The model of a run; the teacher's is one."""
+    return TEACHER if wildcards.run == "teacher" else f"{R}/systems/{wildcards.run}/model.pt"
 
 
-def scores_of(systems, suffix="json"):
-    """The score files of some systems: each search, each test set."""
-    return expand(
-        f"{R}/decode/{{system}}/{{search}}/{{testset}}.score.{suffix}",
-        system=systems,
-        search=list(CFG.decode.searches),
-        testset=TEST_SETS,
-    )
+def searches_of(run):
+    """The searches that a run is decoded with: those that name a chunk size are for streaming students."""
+    streaming = run in STUDENTS and STUDENTS[run].config.encoder.streaming
+    return [name for name, search in SEARCHES.items() if streaming or not search.chunk_ms]
+
+
+def decodings_of(runs, suffix):
+    """The files of some runs for each of their searches and each test set."""
+    return [
+        f"{R}/decode/{run}/{search}/{testset}.{suffix}"
+        for run in runs
+        for search in searches_of(run)
+        for testset in TEST_SETS
+    ]
+
+
+def alignments_of(runs):
+    """The alignments of some runs, from which emission delays are read: every test set but dev."""
+    return expand(f"{R}/align/{{run}}/{{testset}}.parquet", run=runs, testset=list(CFG.corpus.test))
 
 
 def option(flag, value):

@@ -1,24 +1,20 @@
-"""Models and test sets -> hypotheses and scores. Language-model weights are chosen on dev, for each system."""
+"""Models and test sets -> hypotheses, scores, alignments. Language-model weights are chosen on dev, for each run."""
 
-for name in SYSTEMS:
+for name in CFG.systems:
 
-    rule:  # a system by its name: trained, decoded, scored
+    rule:  # a system by its name: all its runs trained, decoded, scored
         name:
             name
         input:
-            f"{R}/systems/{name}/model.pt",
-            scores_of(name),
+            [f"{R}/systems/{run}/model.pt" for run in RUNS if RUNS[run].system == name],
+            decodings_of([run for run in RUNS if RUNS[run].system == name], "score.json"),
 
 
 rule decode:
     input:
-        scores_of(["teacher", *SYSTEMS]),
-        expand(
-            f"{R}/decode/{{system}}/{{search}}/{{testset}}.parquet",
-            system=["teacher", *SYSTEMS],
-            search=list(CFG.decode.searches),
-            testset=TEST_SETS,
-        ),
+        decodings_of(["teacher", *RUNS], "score.json"),
+        decodings_of(["teacher", *RUNS], "parquet"),
+        alignments_of(["teacher", *RUNS]),
 
 
 rule tune_lm:
@@ -26,11 +22,11 @@ rule tune_lm:
         model=model_of,
         cuts=DEV_CUTS,
         tokenizer=TOKENIZER,
-        lm=LM,
+        lm=lambda w: lm_of(SEARCHES[w.search].lm),
     output:
-        weight=f"{R}/decode/{{system}}/{{search}}/lm_weight.json",
+        weight=f"{R}/decode/{{run}}/{{search}}/lm_weight.json",
     log:
-        f"{R}/logs/tune_lm/{{system}}.{{search}}.log",
+        f"{R}/logs/tune_lm/{{run}}.{{search}}.log",
     wildcard_constraints:
         search=one_of(LM_SEARCHES),
     conda:
@@ -51,12 +47,12 @@ rule decode_testset:
         model=model_of,
         cuts=f"{R}/data/{{testset}}/cuts.00000.jsonl.gz",
         tokenizer=TOKENIZER,
-        lm=lambda w: LM if w.search in LM_SEARCHES else [],
+        lm=lambda w: lm_of(SEARCHES[w.search].lm),
         lm_weight=lambda w: (rules.tune_lm.output.weight if w.search in LM_SEARCHES else []),
     output:
-        hypotheses=f"{R}/decode/{{system}}/{{search}}/{{testset}}.parquet",
+        hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
     log:
-        f"{R}/logs/decode/{{system}}.{{search}}.{{testset}}.log",
+        f"{R}/logs/decode/{{run}}.{{search}}.{{testset}}.log",
     conda:
         "../../envs/kdtrans.yaml"
     params:
@@ -76,12 +72,34 @@ rule score:
         hypotheses=rules.decode_testset.output.hypotheses,
         cuts=f"{R}/data/{{testset}}/cuts.00000.jsonl.gz",
     output:
-        summary=f"{R}/decode/{{system}}/{{search}}/{{testset}}.score.json",
-        rows=f"{R}/decode/{{system}}/{{search}}/{{testset}}.score.parquet",
+        summary=f"{R}/decode/{{run}}/{{search}}/{{testset}}.score.json",
+        rows=f"{R}/decode/{{run}}/{{search}}/{{testset}}.score.parquet",
     log:
-        f"{R}/logs/score/{{system}}.{{search}}.{{testset}}.log",
+        f"{R}/logs/score/{{run}}.{{search}}.{{testset}}.log",
     conda:
         "../../envs/kdtrans.yaml"
+    params:
+        system=lambda w: STUDENTS[w.run].system if w.run in STUDENTS else w.run,
     shell:
-        "exec kdtrans score --hypotheses {input.hypotheses} --cuts {input.cuts} --system {wildcards.system}"
-        " --search {wildcards.search} --testset {wildcards.testset} --out {output.summary} > {log} 2>&1"
+        "exec kdtrans score --hypotheses {input.hypotheses} --cuts {input.cuts} --run {wildcards.run}"
+        " --system {params.system} --search {wildcards.search} --testset {wildcards.testset} --out {output.summary}"
+        " > {log} 2>&1"
+
+
+rule align:
+    input:
+        model=model_of,
+        cuts=f"{R}/data/{{testset}}/cuts.00000.jsonl.gz",
+        tokenizer=TOKENIZER,
+    output:
+        alignments=f"{R}/align/{{run}}/{{testset}}.parquet",
+    log:
+        f"{R}/logs/align/{{run}}.{{testset}}.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        config=f"{R}/config/decode.yaml",
+        cfg=SECTIONS["decode"]["max_duration_s"],
+    shell:
+        "exec kdtrans align --config {params.config} --model {input.model} --cuts {input.cuts}"
+        " --tokenizer {input.tokenizer} --out {output.alignments} > {log} 2>&1"

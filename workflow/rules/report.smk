@@ -1,17 +1,22 @@
-"""Scores, data summary, training curves and targets -> the table of systems and the HTML report."""
+"""Scores, alignments, data summary, training curves and targets -> the table of systems, the report, the sweep's choice."""
 
-METRICS = {"teacher": f"{R}/teacher/checkpoints/metrics.jsonl"} | {
-    name: f"{R}/systems/{name}/checkpoints/metrics.jsonl" for name in SYSTEMS
+RUN_METRICS = {"teacher": f"{R}/teacher/checkpoints/metrics.jsonl"} | {
+    run: f"{R}/systems/{run}/checkpoints/metrics.jsonl" for run in RUNS
 }
+
+
+def reported(paths):
+    """What the report reads of these: all, or what is there."""
+    return [path for path in paths if not CFG.report.finished_only or Path(path).exists()]
 
 
 rule report:
     input:
-        scores=scores_of(["teacher", *SYSTEMS]),
-        rows=scores_of(["teacher", *SYSTEMS], "parquet"),
+        scores=reported(decodings_of(["teacher", *RUNS], "score.json")),
+        rows=reported(decodings_of(["teacher", *RUNS], "score.parquet")),
+        alignments=reported(alignments_of(["teacher", *RUNS])),
         data_summary=rules.check.output.summary,
-        index=TARGETS_INDEX,
-        targets=TARGETS,
+        indices=reported(index_of(name) for name in target_sets_of(RUNS)),
         unlabelled_text=rules.prepare.output.unlabelled_text,
     output:
         page=f"{R}/report/index.html",
@@ -24,9 +29,37 @@ rule report:
     params:
         config=f"{R}/config/report.yaml",
         cfg=SECTIONS["report"],
-        metrics=[f"{name}={path}" for name, path in METRICS.items()],  # beside the checkpoints: no declared output
+        # Beside the checkpoints: no declared output.
+        metrics=[f"{run}={path}" for run, path in RUN_METRICS.items() if reported([path])],
+        indices=lambda w, input: option("--indices", input.indices),
         out_dir=lambda w, output: Path(output.page).parent,
     shell:
-        "exec kdtrans report --config {params.config} --scores {input.scores}"
-        " --data-summary {input.data_summary} --metrics {params.metrics} --index {input.index}"
-        " --unlabelled-text {input.unlabelled_text} --targets {input.targets} --out-dir {params.out_dir} > {log} 2>&1"
+        "exec kdtrans report --config {params.config} --scores {input.scores} --alignments {input.alignments}"
+        " --data-summary {input.data_summary} --metrics {params.metrics} {params.indices}"
+        " --unlabelled-text {input.unlabelled_text} --out-dir {params.out_dir} > {log} 2>&1"
+
+
+rule sweep:  # only when it is asked for: `snakemake sweep`
+    input:
+        f"{R}/report/sweep.txt",
+
+
+def sweep_scores(wildcards):
+    """What a sweep is judged by: dev, decoded with the first search."""
+    if not SWEEP_RUNS:
+        raise WorkflowError("sweep is empty: name a system, keys and values, as in {kd: {kd.weight: [0.2, 0.5]}}")
+    return [f"{R}/decode/{run}/{list(SEARCHES)[0]}/dev.score.json" for run in SWEEP_RUNS]
+
+
+rule choose:
+    input:
+        scores=sweep_scores,
+    output:
+        table=f"{R}/report/sweep.txt",
+        summary=f"{R}/report/sweep.json",
+    log:
+        f"{R}/logs/choose.log",
+    conda:
+        "../../envs/kdtrans.yaml"
+    shell:
+        "exec kdtrans choose --scores {input.scores} --out {output.summary} > {log} 2>&1"

@@ -1,32 +1,38 @@
-"""Manifests, and targets where a system reads them -> one student a system."""
+"""Manifests, and targets where a system reads them -> one student a run."""
 
 
 rule students:
     input:
-        expand(f"{R}/systems/{{system}}/model.pt", system=SYSTEMS),
+        expand(f"{R}/systems/{{run}}/model.pt", run=RUNS),
+
+
+def distils_from(wildcards):
+    """What a run learns from: target shards with their index, the teacher itself, or, a baseline, from neither."""
+    config = STUDENTS[wildcards.run].config
+    shards = {"targets": shards_of(config.targets), "index": index_of(config.targets)} if config.reads_targets else {}
+    return shards | ({"teacher": TEACHER, "gate": ancient(rules.gate.output.gate)} if config.kd.runs_teacher else {})
 
 
 rule train_student:
     input:
+        unpack(distils_from),
         train=TRAIN_CUTS,
         dev=DEV_CUTS,
         tokenizer=TOKENIZER,
-        targets=targets_of,
-        index=lambda w: TARGETS_INDEX if targets_of(w) else [],
     output:
-        model=f"{R}/systems/{{system}}/model.pt",
+        model=f"{R}/systems/{{run}}/model.pt",
     log:
-        f"{R}/logs/train_student/{{system}}.log",
+        f"{R}/logs/train_student/{{run}}.log",
     priority: 1  # long jobs first, so that the short ones fill the gaps at the end
     conda:
         "../../envs/kdtrans.yaml"
     params:
-        config=f"{R}/config/systems/{{system}}.yaml",
-        cfg=lambda w: SECTIONS[f"systems/{w.system}"],
-        checkpoints=f"{R}/systems/{{system}}/checkpoints",
-        targets=lambda w, input: f"{option('--targets', input.targets)} {option('--index', input.index)}",
+        config=f"{R}/config/systems/{{run}}.yaml",
+        cfg=lambda w: SECTIONS[f"systems/{w.run}"],
+        checkpoints=f"{R}/systems/{{run}}/checkpoints",
+        source=lambda w, input: " ".join(option(f"--{n}", input.get(n)) for n in ("targets", "index", "teacher")),
         budget=max_seconds,
     shell:
         "exec kdtrans train-student --config {params.config} --train {input.train}"
-        " --dev {input.dev} --tokenizer {input.tokenizer} {params.targets} --checkpoints {params.checkpoints}"
+        " --dev {input.dev} --tokenizer {input.tokenizer} {params.source} --checkpoints {params.checkpoints}"
         " {params.budget} --out {output.model} > {log} 2>&1"

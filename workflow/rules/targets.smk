@@ -3,8 +3,7 @@
 
 rule targets:
     input:
-        TARGETS,
-        TARGETS_INDEX,
+        [[*shards_of(name), index_of(name)] for name in target_sets_of(RUNS)],
 
 
 rule dump:
@@ -13,17 +12,17 @@ rule dump:
         gate=ancient(rules.gate.output.gate),  # has to stand there; passing it anew changes no target
         cuts=f"{R}/data/train/cuts.{{shard}}.jsonl.gz",
         tokenizer=TOKENIZER,
-        lm=LM if CFG.targets.search.lm else [],
+        lm=lambda w: lm_of(CFG.target_set(w.targetset).search.lm),
     output:
-        targets=f"{R}/targets/teacher/train/part-{{shard}}.parquet",
+        targets=f"{R}/targets/{{targetset}}/train/part-{{shard}}.parquet",
     log:
-        f"{R}/logs/dump/{{shard}}.log",
+        f"{R}/logs/dump/{{targetset}}.{{shard}}.log",
     priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"
     params:
-        config=f"{R}/config/targets.yaml",
-        cfg=SECTIONS["targets"],
+        config=f"{R}/config/targets/{{targetset}}.yaml",
+        cfg=lambda w: SECTIONS[f"targets/{w.targetset}"],
         lm=lambda w, input: option("--lm", input.lm),
     shell:
         "exec kdtrans dump --config {params.config} --model {input.model} --cuts {input.cuts}"
@@ -32,14 +31,14 @@ rule dump:
 
 rule verify:
     input:
-        targets=TARGETS,
+        targets=lambda w: shards_of(w.targetset),
         cuts=TRAIN_CUTS,
         model=TEACHER,
         tokenizer=TOKENIZER,
     output:
-        index=TARGETS_INDEX,
+        index=f"{R}/targets/{{targetset}}/train/index.json",
     log:
-        f"{R}/logs/verify.log",
+        f"{R}/logs/verify/{{targetset}}.log",
     priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"

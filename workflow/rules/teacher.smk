@@ -17,6 +17,7 @@ rule train_teacher:
     log:
         f"{R}/logs/train_teacher.log",
     priority: 2  # everything but the baseline waits for it
+    threads: min(8, max(1, (os.cpu_count() or 1) // 2))  # and the baseline trains beside it
     conda:
         "../../envs/kdtrans.yaml"
     params:

@@ -6,6 +6,6 @@ bundle.py    the same families of torchaudio.pipelines
 common.py    pooling to 40 ms and the division of the parameters
 """
 
-from kdtrans.models.pretrained.build import build_teacher_encoder
+from kdtrans.models.pretrained.build import build_teacher_encoder, read_architecture
 
-__all__ = ["build_teacher_encoder"]
+__all__ = ["build_teacher_encoder", "read_architecture"]

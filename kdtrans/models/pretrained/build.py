@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +20,12 @@ BUNDLE_PREFIX = "torchaudio:"
 WAVEFORM_FAMILIES = ("wav2vec2", "hubert", "wavlm")
 
 
-def build_teacher_encoder(config: TeacherConfig) -> PretrainedEncoder:
-    """The encoder that `config.encoder` names, with its weights, in fp32.
+def build_teacher_encoder(config: TeacherConfig, architecture: dict[str, Any] | None = None) -> PretrainedEncoder:
+    """The encoder that `config.encoder` names, in fp32, with its weights or ready for those of a trained teacher.
 
     Args:
         config: the teacher; `encoder` is a folder or hub name for transformers, `torchaudio:BUNDLE`, or `random`.
+        architecture: what `read_architecture` has found: the encoder gets random weights, and no file of it is read.
 
     Raises:
         ValueError: the name is neither a folder nor on the hub, its family is not known, or weights are missing.
@@ -35,33 +37,62 @@ def build_teacher_encoder(config: TeacherConfig) -> PretrainedEncoder:
         from kdtrans.models.pretrained.bundle import build_bundle_encoder
 
         return build_bundle_encoder(name.removeprefix(BUNDLE_PREFIX), config)
-    return _from_transformers(name, config)
+    if architecture is not None:
+        return _from_transformers(name, config, architecture, loads_weights=False)
+    return _from_transformers(name, config, _architecture_of(name), loads_weights=True)
 
 
-def _from_transformers(name: str, config: TeacherConfig) -> PretrainedEncoder:
+def read_architecture(name: str) -> dict[str, Any] | None:
+    """What builds an encoder of transformers again without its folder; None for others, which need no folder.
+
+    Returns:
+        `network`: transformers' configuration; `normalises`: whether waveforms get zero mean and unit variance.
+
+    Raises:
+        ValueError: the name is neither a folder nor on the hub.
+    """
+    return None if name == "random" or name.startswith(BUNDLE_PREFIX) else _architecture_of(name)
+
+
+def _architecture_of(name: str) -> dict[str, Any]:
     import transformers
 
     source = _folder_or_hub_name(name)
     try:
-        network_config = transformers.AutoConfig.from_pretrained(source)
+        network = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(_not_loadable(name, source, error)) from None
+    normalises = network.model_type in WAVEFORM_FAMILIES and _normalises(source, network)
+    return {"network": json.loads(network.to_json_string(use_diff=False)), "normalises": normalises}
 
+
+def _from_transformers(
+    name: str, config: TeacherConfig, architecture: dict[str, Any], loads_weights: bool
+) -> PretrainedEncoder:
+    import transformers
+
+    source, network_config = _folder_or_hub_name(name), transformers.AutoConfig.for_model(**architecture["network"])
     family = network_config.model_type
     if family == "whisper":
-        alone = network_config.architectures == ["WhisperEncoder"]
         whisper = transformers.models.whisper.modeling_whisper
-        loaded = _load(whisper.WhisperEncoder if alone else whisper.WhisperModel, source, network_config)
-        network = loaded if alone else loaded.encoder
+        if not loads_weights:
+            network = whisper.WhisperEncoder(network_config)
+        elif network_config.architectures == ["WhisperEncoder"]:
+            network = _load(whisper.WhisperEncoder, source, network_config)
+        else:
+            network = _load(whisper.WhisperModel, source, network_config).encoder
         _checkpoint_gradients(network, config)
         return WhisperEncoder(network, config.pooling, config.masking)
     if family in WAVEFORM_FAMILIES:
         # We mask ourselves; skipped layers would make a training step depend on more than its masks. With probability
         # zero transformers leaves out its mask embedding, a parameter that would never get a gradient.
         network_config.mask_time_prob = network_config.mask_feature_prob = network_config.layerdrop = 0.0
-        network = _load(transformers.AutoModel, source, network_config)
+        if loads_weights:
+            network = _load(transformers.AutoModel, source, network_config)
+        else:
+            network = transformers.AutoModel.from_config(network_config, dtype=torch.float32)
         _checkpoint_gradients(network, config)
-        return Wav2Vec2Encoder(network, _normalises(source, network_config), config.pooling, config.masking)
+        return Wav2Vec2Encoder(network, architecture["normalises"], config.pooling, config.masking)
     raise ValueError(
         f"teacher.encoder: '{name}' is a '{family}' model; known are whisper, {', '.join(WAVEFORM_FAMILIES)}"
     )

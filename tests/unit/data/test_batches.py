@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import MonoCut, Recording
 
-from kdtrans.data.batches import BatchOrder, Example, FeatureCache, TrainingBatches, load_features, pack
+from kdtrans.data.batches import (
+    BatchOrder,
+    Example,
+    FeatureCache,
+    Labelling,
+    TrainingBatches,
+    collate,
+    draw,
+    load_features,
+    pack,
+)
 from kdtrans.models.features import log_mel
 
 seconds = st.lists(st.floats(0.3, 15.0), min_size=1, max_size=60)
@@ -67,7 +77,8 @@ def cut_of(folder: Path, utt_id: str, samples: int) -> MonoCut:
 
 def test_loader_processes_change_no_batch(tmp_path: Path) -> None:
     cuts = [cut_of(tmp_path, f"u{i}", 1600 + 160 * i) for i in range(6)]
-    examples = [Example(cut, (1, 2), True, lambda: None) for cut in cuts]  # type: ignore[arg-type,return-value]
+    labelling = Labelling((1, 2), load_targets=lambda: None)  # type: ignore[arg-type,return-value]
+    examples = [Example(cut, True, (labelling,)) for cut in cuts]
     order = BatchOrder([cut.duration for cut in cuts], [True] * 6, 0.4)
     streams = [
         TrainingBatches(examples, order, FeatureCache(lambda x: log_mel(x, 80), 1.0), workers).stream((0, 1))
@@ -85,3 +96,53 @@ def test_audio_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     long = MonoCut("long", 0.0, 2622.0, 0, recording=short.recording)
     with pytest.raises(ValueError, match=r"utterance long lasts 2622 s, .* at most 2621 s"):
         load_features(long, lambda x: log_mel(x, 80))
+
+
+# ---------------------------------------------------------------------------------------------------- n-best labellings
+def several(tmp_path: Path) -> tuple[list[Example], BatchOrder]:
+    """Six utterances with three labellings each, told apart by their labels."""
+    cuts = [cut_of(tmp_path, f"u{i}", 1600 + 160 * i) for i in range(6)]
+    weights = (0.6, 0.3, 0.1)
+    labellings = [tuple(Labelling((10 * i + r,), w, None, -float(r)) for r, w in enumerate(weights)) for i in range(6)]
+    examples = [Example(cut, False, ranked) for cut, ranked in zip(cuts, labellings, strict=True)]
+    return examples, BatchOrder([cut.duration for cut in cuts], [False] * 6, 0.4)
+
+
+def batches_of(examples: list[Example], order: BatchOrder, workers: int = 0) -> TrainingBatches:
+    return TrainingBatches(examples, order, FeatureCache(lambda x: log_mel(x, 80), 1.0), workers)
+
+
+def test_draws_follow_the_weights() -> None:
+    labellings = tuple(Labelling((r,), w) for r, w in enumerate((0.6, 0.0, 0.3, 0.1)))
+    random = np.random.default_rng(0)
+    drawn = np.bincount([draw(labellings, random).labels[0] for _ in range(8000)], minlength=4) / 8000
+    assert drawn == pytest.approx([0.6, 0.0, 0.3, 0.1], abs=0.02)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_draws_are_the_same_after_a_resume_and_in_loader_processes(tmp_path: Path, workers: int) -> None:
+    examples, order = several(tmp_path)
+    whole = list(islice(batches_of(examples, order).stream((0, 0)), 40))
+    assert len({tuple(batch.labels_BU.flatten().tolist()) for batch in whole}) > 10  # visits differ
+    resumed = islice(batches_of(examples, order, workers).stream(whole[14].position), 25)
+    for before, after in zip(whole[15:], resumed, strict=True):
+        assert before.position == after.position
+        assert torch.equal(before.labels_BU, after.labels_BU)
+        torch.testing.assert_close(before.teacher_totals_B, after.teacher_totals_B)
+
+
+def test_a_batch_knows_the_teachers_totals_frames_and_output(tmp_path: Path) -> None:
+    cuts = [cut_of(tmp_path, f"u{i}", 1600 * (i + 1)) for i in range(2)]
+    outputs = {"u0": torch.ones(2, 3).half(), "u1": torch.ones(4, 3).half()}
+    labellings = [Labelling((1, 2, 3), total_logp=-4.5), Labelling((1,))]
+    batch = collate(cuts, labellings, lambda cut: torch.zeros(8, 2), lambda cut: outputs[cut.id])
+    assert batch.teacher_BTJ is not None
+    assert batch.teacher_frames_B is not None
+    assert batch.teacher_BTJ.shape == (2, 4, 3)
+    assert batch.teacher_BTJ.dtype == torch.float16
+    assert batch.teacher_frames_B.tolist() == [2, 4]
+    torch.testing.assert_close(batch.teacher_totals_B, torch.tensor([-4.5, torch.nan]), equal_nan=True)
+    plain = collate(cuts, [Labelling((1,))] * 2, lambda cut: torch.zeros(8, 2))
+    assert (plain.targets, plain.teacher_totals_B, plain.teacher_BTJ) == (None, None, None)
+    assert plain.teacher_frames_B is not None
+    assert plain.teacher_frames_B.tolist() == [-1, -1]

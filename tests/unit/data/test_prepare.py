@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrans.__main__ import main
 from kdtrans.config import SplitConfig, TokenizerConfig
+from kdtrans.data.batches import load_features
 from kdtrans.data.corpora import Utterance
+from kdtrans.data.corpora.audio import open_cut
 from kdtrans.data.manifest import read_cuts, speaker_of, text_of
 from kdtrans.data.prepare import shared_speakers, split_by_speaker
-from kdtrans.data.tokenizer import train_tokenizer
-from kdtrans.stages.check import shard, write_shards
+from kdtrans.data.tokenizer import Tokenizer, train_tokenizer
+from kdtrans.stages.check import at_speed, shard, write_shards
 from tests.unit.data.test_manifest import make_cut
 
 WORDS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX"]
@@ -235,3 +238,73 @@ def test_check_counts_drops_and_shards(corpus: Path, run: Callable[..., Any]) ->
     assert sum(entry["utterances"] for entry in splits["train-labelled"]["dropped"].values()) == len(bad)
     assert splits["dev"]["counted"]["unknown_characters"]["utterances"] == 1
     assert splits["dev"]["utterances"] == 8
+
+
+# -------------------------------------------------------------------------------------------------------------- speeds
+def check(corpus: Path, status: int = 0) -> dict[str, Any]:
+    command = ["check", "--config", corpus / "corpus.yaml", "--prepared", corpus / "out"]
+    command += ["--tokenizer", corpus / "char.model", "--out-dir", corpus / "data"]
+    assert main([*map(str, command)]) == status
+    return json.loads((corpus / "data" / "summary.json").read_text())["splits"] if status == 0 else {}
+
+
+def test_training_cuts_are_written_at_every_speed(corpus: Path, run: Callable[..., Any]) -> None:
+    train_tokenizer([" ".join(WORDS)] * 20, TokenizerConfig(type="char"), corpus / "char.model")
+    run(speeds=[0.9, 1.0, 1.1], min_duration_s=0.95)
+    before = {cut.id: cut for cut in read_cuts([corpus / "out" / "train.jsonl.gz"])}
+    splits = check(corpus)
+    cuts = {cut.id: cut for cut in read_cuts(sorted((corpus / "data" / "train").glob("cuts.*.jsonl.gz")))}
+
+    expected = {utt_id + suffix for utt_id in before for suffix in ("", "-sp0.9", "-sp1.1")}
+    fast = {utt_id for utt_id in expected if utt_id.endswith("0-sp1.1")}  # 1 s becomes 0.91 s
+    assert cuts.keys() == expected - fast
+    for utt_id, cut in cuts.items():
+        name, _, speed = utt_id.partition("-sp")
+        assert cut.supervisions[0].id == utt_id
+        assert text_of(cut) == text_of(before[name])
+        assert cut.duration == pytest.approx(before[name].duration / float(speed or 1), abs=1e-4)
+    labelled = [cut for cut in cuts.values() if text_of(cut) is not None]
+    assert splits["train-labelled"]["utterances"] == len(labelled)
+    assert splits["train-labelled"]["hours"] == pytest.approx(sum(c.duration for c in labelled) / 3600, abs=1e-4)
+    assert splits["train-labelled"]["dropped"]["out_of_duration"]["utterances"] == 6
+    assert splits["train-unlabelled"]["dropped"]["out_of_duration"]["utterances"] == 2
+    assert len(ids(corpus / "data" / "dev" / "cuts.00000.jsonl.gz")) == 8
+
+
+def test_text_checks_hold_for_each_copy(corpus: Path, run: Callable[..., Any]) -> None:
+    train_tokenizer([" ".join(WORDS)] * 20, TokenizerConfig(type="char"), corpus / "char.model")
+    tokenizer = Tokenizer(corpus / "char.model")
+    text = "ONE TWO THREE FOUR FIVE SIX ONE TWO"[:25]
+    (corpus / "train" / "a" / "train-a1.txt").write_text(text)
+    frames = {0.9: 30, 1.0: 27, 1.1: 25}  # of its 1.1 s
+    run(speeds=list(frames))
+    dropped = sum(count < len(tokenizer.encode(text.strip())) for count in frames.values())
+    assert 0 < dropped < 3
+    assert check(corpus)["train-labelled"]["dropped"]["too_short_for_labels"]["utterances"] == dropped
+    run(speeds=[1.1, 1.1])
+    assert check(corpus, status=1) == {}
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1, 1.25])
+def test_audio_at_a_speed_is_resampled_the_same_each_time(corpus: Path, run: Callable[..., Any], speed: float) -> None:
+    run()
+    for cut in read_cuts([corpus / "out" / "train.jsonl.gz"])[:4]:
+        segment = cut.truncate(offset=0.3, duration=0.5)
+        for original in (cut, segment):
+            played = at_speed(original, speed)
+            audio, again = (load_features(played, lambda samples: samples[:, None]) for _ in range(2))
+            assert torch.equal(audio, again)
+            assert len(audio) == played.num_samples
+            assert played.num_samples == pytest.approx(original.num_samples / speed, abs=1)
+    assert at_speed(cut, 1.0) is cut
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1])
+def test_a_tone_at_a_speed_is_the_higher_tone(tmp_path: Path, speed: float) -> None:
+    def tone(hertz: float, samples: int) -> np.ndarray:
+        return 0.5 * np.sin(2 * np.pi * hertz / 16000 * np.arange(samples))
+
+    soundfile.write(tmp_path / "tone.wav", tone(200.0, 16000), 16000)
+    cut = open_cut(Utterance("tone", "s", tmp_path / "tone.wav", "T"))
+    audio = load_features(at_speed(cut, speed), lambda samples: samples[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(audio[200:-200], tone(200.0 * speed, len(audio))[200:-200], atol=5e-3)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrans.lattice.recursion import backward_scores, forward_scores, total_score, viterbi
+from kdtrans.lattice.recursion import forward_backward_scores, forward_scores, total_score, viterbi
 from kdtrans.losses.transducer import node_log_probs
 from tests.unit.lattice.twins import every_path, path_score, total_by_enumeration
 
@@ -30,7 +30,7 @@ def test_total_and_viterbi_equal_enumeration(shape: list[tuple[int, int]], seed:
     logits, labels, frames, lengths = grids(seed, [t for t, _ in shape], [u for _, u in shape])
     blank, label, _ = node_log_probs(logits, labels)
     totals = total_score(forward_scores(blank, label), blank, frames, lengths)
-    beta = backward_scores(blank, label, frames, lengths)
+    _, beta = forward_backward_scores(blank, label, frames, lengths)
     paths, scores = viterbi(blank, label, labels, frames, lengths)
     for b, (num_frames, length) in enumerate(shape):
         log_probs = logits[b].log_softmax(-1)
@@ -46,7 +46,7 @@ def test_every_cut_of_the_lattice_carries_the_whole_mass() -> None:
     """sum over u of alpha x blank x beta is P(y|x) at every frame: each path leaves each frame once."""
     logits, labels, frames, lengths = grids(7, [30, 22], [9, 12])
     blank, label, _ = node_log_probs(logits, labels)
-    alpha, beta = forward_scores(blank, label), backward_scores(blank, label, frames, lengths)
+    alpha, beta = forward_backward_scores(blank, label, frames, lengths)
     totals = total_score(alpha, blank, frames, lengths)
     for b in range(2):
         for t in range(int(frames[b])):
@@ -58,7 +58,9 @@ def test_every_cut_of_the_lattice_carries_the_whole_mass() -> None:
 def test_long_and_confident_grids_stay_finite() -> None:
     logits, labels, frames, lengths = grids(3, [300], [120], scale=40.0)
     blank, label, _ = node_log_probs(logits, labels)
-    total = total_score(forward_scores(blank, label), blank, frames, lengths)
+    alpha, beta = forward_backward_scores(blank, label, frames, lengths)
+    total = total_score(alpha, blank, frames, lengths)
+    torch.testing.assert_close(beta[:, 0, 0], total)
     path, score = viterbi(blank, label, labels, frames, lengths)
     assert torch.isfinite(total).all()
     assert float(score) <= float(total)

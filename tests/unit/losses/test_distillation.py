@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from kdtrans.config import KdConfig
 from kdtrans.lattice.path import nodes
-from kdtrans.losses.distillation import NodeTargets, gather_logits, one_best_loss, with_tail
+from kdtrans.losses.distillation import NodeTargets, gather_logits, one_best_loss, window_loss, with_tail
 from kdtrans.models.transducer import Joiner
 
 B, T, U, J, V, K = 3, 6, 4, 8, 7, 3
@@ -74,8 +76,8 @@ def test_loss_equals_its_slow_twin(student: tuple[Joiner, Tensor, Tensor], top_k
     slow = [slow_kl(x, i, p, temperature) for x, i, p in zip(logits, targets.ids_NK, targets.logp_NK, strict=True)]
     by_sum = one_best_loss(logits, targets, KdConfig(weight=1.0, temperature=temperature), B)
     by_node = one_best_loss(logits, targets, KdConfig(weight=1.0, temperature=temperature, reduction="node"), B)
-    assert float(by_sum) == pytest.approx(sum(slow) / B, rel=1e-3, abs=1e-4)
-    assert float(by_node) == pytest.approx(sum(slow) / len(slow), rel=1e-3, abs=1e-4)
+    assert float(by_sum.detach()) == pytest.approx(sum(slow) / B, rel=1e-3, abs=1e-4)
+    assert float(by_node.detach()) == pytest.approx(sum(slow) / len(slow), rel=1e-3, abs=1e-4)
 
 
 def test_node_weight_is_one_minus_the_teachers_blank(student: tuple[Joiner, Tensor, Tensor]) -> None:
@@ -87,7 +89,7 @@ def test_node_weight_is_one_minus_the_teachers_blank(student: tuple[Joiner, Tens
         blank = sum(math.exp(float(p)) for i, p in zip(ids, logp, strict=True) if int(i) == 0)
         slow += (1 - blank) * slow_kl(x, ids, logp)
     loss = one_best_loss(logits, targets, KdConfig(weight=1.0, node_weight="nonblank"), B)
-    assert float(loss) == pytest.approx(slow / B, rel=1e-3, abs=1e-4)
+    assert float(loss.detach()) == pytest.approx(slow / B, rel=1e-3, abs=1e-4)
 
 
 def test_a_student_that_equals_the_teacher_has_no_loss_and_no_gradient() -> None:
@@ -126,6 +128,91 @@ def test_shift_drops_what_falls_off_the_grid() -> None:
     back = targets.shifted(-1, frames)
     assert int(back.t_N.min()) == 0
     assert len(back) == int((targets.t_N > 0).sum())
+
+
+def slow_window(
+    student: tuple[Joiner, Tensor, Tensor], targets: NodeTargets, frames: list[int], shifts: range, config: KdConfig
+) -> tuple[float, int]:
+    """Node by node and shift by shift: the sum of the least KLs, and the nodes that no shift keeps on the grid."""
+    joiner, enc, pred = student
+    total, dropped = 0.0, 0
+    for n in range(len(targets)):
+        b, t, u = int(targets.utterance_N[n]), int(targets.t_N[n]), int(targets.u_N[n])
+        ids, logp = targets.ids_NK[n], targets.logp_NK[n]
+        tried = [
+            slow_kl(joiner(enc[b, t + shift], pred[b, u]), ids, logp, config.temperature)
+            for shift in shifts
+            if 0 <= t + shift < frames[b]
+        ]
+        blank = sum(math.exp(float(p)) for i, p in zip(ids, logp, strict=True) if int(i) == 0)
+        total += min(tried, default=0.0) * (1 - blank if config.node_weight == "nonblank" else 1.0)
+        dropped += not tried
+    return total, dropped
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"node_weight": "nonblank"}, {"reduction": "node"}])
+@pytest.mark.parametrize("shifts", [range(-1, 2), range(4), range(2, 5), range(6, 8), range(1, 8, 3)])
+def test_window_equals_its_slow_twin(
+    student: tuple[Joiner, Tensor, Tensor], shifts: range, options: dict[str, Any]
+) -> None:
+    targets, frames, config = make_targets(), [6, 4, 3], KdConfig(weight=1.0, window=1, **options)
+    loss, dropped = window_loss(*student, targets, torch.tensor(frames), shifts, config, B)
+    slow, slow_dropped = slow_window(student, targets, frames, shifts, config)
+    divisor = B if config.reduction == "sum" else max(len(targets) - slow_dropped, 1)
+    assert dropped == slow_dropped
+    assert float(loss.detach()) == pytest.approx(slow / divisor, rel=1e-3, abs=1e-4)
+
+
+def test_a_window_of_one_shift_is_that_shift(student: tuple[Joiner, Tensor, Tensor]) -> None:
+    targets, frames, config = make_targets(), torch.tensor([6, 4, 3]), KdConfig(weight=1.0)
+    for shift in (0, 2):
+        shifted = targets.shifted(shift, frames)
+        loss = one_best_loss(gather_logits(*student, shifted), shifted, config, B)
+        alone, dropped = window_loss(*student, targets, frames, range(shift, shift + 1), config, B)
+        torch.testing.assert_close(alone, loss)
+        assert dropped == len(targets) - len(shifted)
+
+
+def test_a_window_finds_the_shift_at_which_student_and_teacher_agree() -> None:
+    """A student that says two frames later what the teacher said has no loss in a window that reaches there."""
+    joiner, enc, pred = Joiner(5, 5, J, V), torch.randn(1, 12, J), torch.randn(1, U + 1, J)
+    t_N, u_N = nodes(torch.tensor([0, 2, 0, 0, 3, 0, 1, 0]))
+    late = joiner(enc[0, t_N + 2], pred[0, u_N]).detach()
+    top = late.log_softmax(1).topk(K, dim=1)
+    targets = NodeTargets(torch.zeros_like(t_N), t_N, u_N, top.indices, top.values)
+    for tau, least in ((1, 0.0), (3, 0.0), (0, 1e-3)):
+        config = KdConfig(weight=1.0, window=1)
+        shifts = range(tau - 1, tau + 2)
+        loss = float(window_loss(joiner, enc, pred, targets, torch.tensor([12]), shifts, config, 1)[0].detach())
+        assert (loss < 1e-5) if least == 0.0 else (loss > least)
+
+
+def test_the_gradient_of_a_window_flows_through_the_best_shifts_only(student: tuple[Joiner, Tensor, Tensor]) -> None:
+    joiner, enc, pred = student
+    targets, frames, config = make_targets(), torch.tensor([6, 4, 3]), KdConfig(weight=1.0, window=1)
+    loss, _ = window_loss(joiner, enc, pred, targets, frames, range(-1, 2), config, B)
+    (gradient,) = torch.autograd.grad(loss, enc)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[1, 4:] == 0).all()
+    assert (gradient[2, 3:] == 0).all()
+    direction, step = torch.randn_like(enc), 1e-3
+    with torch.no_grad():
+        up, down = (
+            window_loss(joiner, enc + sign * step * direction, pred, targets, frames, range(-1, 2), config, B)[0]
+            for sign in (1, -1)
+        )
+    assert float((up - down) / (2 * step)) == pytest.approx(float((gradient * direction).sum()), rel=2e-2, abs=1e-2)
+
+
+def test_names_of_labels_do_not_matter(student: tuple[Joiner, Tensor, Tensor]) -> None:
+    joiner, enc, pred = student
+    targets, config = make_targets(), KdConfig(weight=1.0, node_weight="nonblank", temperature=1.5)
+    logits = gather_logits(joiner, enc, pred, targets)
+    names = torch.tensor([0, 4, 2, 6, 1, 3, 5])  # label k is called names[k] from now on
+    renamed = torch.empty_like(logits)
+    renamed[:, names] = logits
+    moved = replace(targets, ids_NK=names[targets.ids_NK])
+    torch.testing.assert_close(one_best_loss(renamed, moved, config, B), one_best_loss(logits, targets, config, B))
 
 
 def test_order_of_utterances_does_not_matter(student: tuple[Joiner, Tensor, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdtrans.config import MaskingConfig, RandomEncoderConfig, TeacherConfig
-from kdtrans.models.pretrained import build_teacher_encoder
+from kdtrans.models.pretrained import build_teacher_encoder, read_architecture
 from kdtrans.models.pretrained.common import PretrainedEncoder
 from kdtrans.models.pretrained.wav2vec2 import Wav2Vec2Encoder, random_network
 from kdtrans.models.pretrained.whisper import WhisperEncoder
@@ -368,6 +369,25 @@ def test_folder_says_whether_waveforms_are_normalised(family, norm, preprocessor
     for ours, theirs in zip(encoder.transformer.parameters(), network.encoder.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert encoder.transformer.config.layerdrop == 0
+
+
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2", "hubert", "wavlm"])
+def test_a_trained_encoder_needs_no_folder(family, folders, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(folders[family], folder)
+    config = TeacherConfig(encoder=str(folder), pooling="concat")
+    trained = build_teacher_encoder(config).eval()
+    torch.save(read_architecture(config.encoder), tmp_path / "architecture.pt")
+    shutil.rmtree(folder)
+    again = build_teacher_encoder(config, torch.load(tmp_path / "architecture.pt", weights_only=True)).eval()
+    again.load_state_dict(trained.state_dict())
+    features, lengths = padded(again, waveforms())
+    torch.testing.assert_close(features, padded(trained, waveforms())[0])
+    with torch.no_grad():
+        for ours, theirs in zip(again(features, lengths), trained(features, lengths), strict=True):
+            assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="is no folder"):
+        build_teacher_encoder(config)
 
 
 def test_the_default_teacher_loads_from_any_folder(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,20 @@ from kdtrans.scoring.bootstrap import wer_interval
 from kdtrans.scoring.wer import character_errors, word_errors
 
 WORDS = ["the", "light", "kitchen", "turn", "on", "off", "please", "set", "alarm", "for", "seven", "play", "music"]
-# system -> chance of an error a word, parameters
-SYSTEMS = {
-    "teacher": (0.04, 9_870_000),
-    "baseline": (0.30, 1_130_000),
-    "hard": (0.18, 1_130_000),
-    "kd": (0.22, 1_130_000),
-    "kd_unlabelled": (0.12, 1_130_000),
+# system -> chance of an error a word, parameters, seeds, latency
+SYSTEMS: dict[str, tuple[float, int, int, int | None]] = {
+    "teacher": (0.04, 9_870_000, 1, None),
+    "baseline": (0.30, 1_130_000, 3, None),
+    "hard": (0.18, 1_130_000, 2, None),
+    "kd": (0.175, 1_130_000, 1, None),
+    "kd_unlabelled": (0.12, 1_130_000, 3, None),
+    "streaming_baseline": (0.38, 1_120_000, 1, 640),
+    "streaming_kd": (0.26, 1_120_000, 2, 640),
+}
+RUNS = {
+    f"{system}-seed{seed}" if seeds > 1 else system: system
+    for system, (_, _, seeds, _) in SYSTEMS.items()
+    for seed in range(1, seeds + 1)
 }
 CONDITIONS = [("dev", "greedy"), ("test", "greedy"), ("test", "beam_lm")]
 
@@ -37,8 +45,10 @@ def spoil(rng: np.random.Generator, text: str, chance: float) -> str:
     return " ".join(words)
 
 
-def write_score(folder: Path, system: str, search: str, testset: str, pairs: list[tuple[str, str]]) -> Path:
-    """Write a summary and its counts for pairs of reference and hypothesis."""
+def write_score(folder: Path, run: str, search: str, testset: str, pairs: list[tuple[str, str]]) -> Path:
+    """Write a summary and its counts for pairs of reference and hypothesis; SYSTEM-seedN is a run of SYSTEM."""
+    system = run.partition("-seed")[0]
+    _, parameters, _, latency_ms = SYSTEMS.get(system, (0, 1_000_000, 1, None))
     references, hypotheses = map(list, zip(*pairs, strict=True))
     counts = word_errors(references, hypotheses)
     columns = {
@@ -52,9 +62,10 @@ def write_score(folder: Path, system: str, search: str, testset: str, pairs: lis
         "ins": counts.ins,
         "seconds": [3.0] * len(pairs),
     }
-    path = folder / system / search / f"{testset}.score.json"
+    path = folder / run / search / f"{testset}.score.json"
     low, high = wer_interval(counts.words, counts.errors)
     summary = contracts.ScoreSummary(
+        run,
         system,
         search,
         testset,
@@ -69,17 +80,24 @@ def write_score(folder: Path, system: str, search: str, testset: str, pairs: lis
         utterances=len(pairs),
         audio_seconds=3.0 * len(pairs),
         decode_seconds=0.2 * len(pairs),
-        parameters=SYSTEMS.get(system, (0, 1_000_000))[1],
+        parameters=parameters,
         lm_weight=0.3 if search == "beam_lm" else 0.0,
+        latency_ms=latency_ms,
     )
     write_json(path, summary.to_json())
     contracts.write_table(pa.table(columns, schema=contracts.SCORES), path.with_suffix(".parquet"), {"system": system})
     return path
 
 
+@pytest.fixture(scope="session")
+def files_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
 @pytest.fixture
-def made_run(tmp_path: Path) -> dict[str, object]:
-    return make_run(tmp_path)
+def made_run(files_of_a_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Keyword arguments of `kdtrans.stages.report.main`; what it reads is shared, where it writes is the test's own."""
+    return {**files_of_a_run, "out_dir": tmp_path / "report"}
 
 
 @pytest.fixture
@@ -87,12 +105,34 @@ def score_writer() -> Callable[..., Path]:
     return write_score
 
 
+def write_alignment(path: Path, frames: dict[str, list[int]], tokens: dict[str, list[int]] | None = None) -> Path:
+    """Write alignments: utterance -> frames of its labels; the labels are 2, 3, ... where none are given."""
+    rows = [
+        {
+            "utt_id": utt_id,
+            "tokens": tokens[utt_id] if tokens else list(range(2, 2 + len(of_labels))),
+            "token_frames": of_labels,
+            "num_frames": 100,
+            "path_logp": -1.0,
+        }
+        for utt_id, of_labels in frames.items()
+    ]
+    table = pa.Table.from_pylist(rows, schema=contracts.ALIGNMENTS)
+    contracts.write_table(table, path, {"model_fingerprint": "ab"})
+    return path
+
+
+@pytest.fixture
+def alignment_writer() -> Callable[..., Path]:
+    return write_alignment
+
+
 @pytest.fixture
 def target_writer() -> Callable[..., None]:
     return write_targets
 
 
-def make_run(folder: Path, utterances: int = 60) -> dict[str, object]:
+def make_run(folder: Path, utterances: int = 60) -> dict[str, Any]:
     """Write the files of a run; the result is the keyword arguments of `kdtrans.stages.report.main`."""
     rng = np.random.default_rng(3)
     texts = {
@@ -102,17 +142,27 @@ def make_run(folder: Path, utterances: int = 60) -> dict[str, object]:
     scores = [
         write_score(
             folder / "decode",
-            system,
+            run,
             search,
             testset,
-            [(text, spoil(rng, text, chance * (0.8 if search == "beam_lm" else 1))) for text in texts[testset]],
+            [
+                (text, spoil(rng, text, SYSTEMS[system][0] * (0.8 if search == "beam_lm" else 1)))
+                for text in texts[testset]
+            ],
         )
-        for system, (chance, _) in SYSTEMS.items()
+        for run, system in RUNS.items()
         for testset, search in CONDITIONS
     ]
+    spoken = {f"test-{n:03}": np.sort(rng.integers(5, 80, rng.integers(3, 12))) for n in range(utterances)}
+    alignments = []
+    for run, system in RUNS.items():
+        lag = 0 if system == "teacher" else 6 if system.startswith("streaming") else 1
+        moved = {utt: (frames + rng.poisson(lag, len(frames))).tolist() for utt, frames in spoken.items()}
+        alignments.append(write_alignment(folder / "align" / run / "test.parquet", moved))
     metrics = []
-    for number, (system, (chance, _)) in enumerate(SYSTEMS.items()):
-        path = folder / "systems" / system / "metrics.jsonl"
+    for number, (run, system) in enumerate(RUNS.items()):
+        chance = SYSTEMS[system][0]
+        path = folder / "systems" / run / "metrics.jsonl"
         path.parent.mkdir(parents=True)
         rows = [
             {"step": s, "loss": 3.0, "loss_transducer": (40 + number) / (1 + s / 60) + rng.normal() * 0.15}
@@ -120,7 +170,7 @@ def make_run(folder: Path, utterances: int = 60) -> dict[str, object]:
         ]
         rows += [{"step": s, "dev_wer": 100 * chance + 40000 / s + rng.normal() * 0.7} for s in range(500, 2001, 250)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        metrics.append(f"{system}={path}")
+        metrics.append(f"{run}={path}")
     kept, found = {"utterances": 236, "hours": 0.1969, "speakers": 12}, {"utterances": 240, "hours": 0.2}
     lost = {"too_short_for_labels": {"utterances": 4, "hours": 0.0031}}
     splits = {
@@ -128,15 +178,21 @@ def make_run(folder: Path, utterances: int = 60) -> dict[str, object]:
         "dev": {**kept, "found": kept, "dropped": {}, "counted": {"out_of_duration": {"utterances": 1, "hours": 0.01}}},
     }
     write_json(folder / "summary.json", {"splits": splits, "shared_speakers": {"train & dev": 2}})
-    shards = [{"path": "part-00000.parquet", "utterances": 240, "nodes": 91_000, "bytes": 5_400_000, "hours": 1.2}]
+    shards = [
+        {"path": "results/part-00000.parquet", "utterances": 240, "nodes": 91_000, "bytes": 5_400_000, "hours": 1.2}
+    ]
     totals = {"utterances": 240, "hours": 1.2, "nodes": 91_000, "bytes": 5_400_000, "mean_tail_mass": 0.0123}
-    origin = {"viterbi": 40, "greedy": 200}
-    write_json(folder / "index.json", {"shards": shards, **totals, "mean_confidence": 0.71, "origin": origin})
     hidden = {f"u{n:02}": texts["dev"][n] for n in range(20)}
     lines = [json.dumps({"utt_id": utt, "text": text}) + "\n" for utt, text in hidden.items()]
     (folder / "unlabelled_text.jsonl").write_text("".join(lines))
     pseudo = {utt: spoil(rng, text, 0.06) for utt, text in hidden.items()}
-    write_targets(folder / "part-00000.parquet", pseudo)
+    indices = []
+    for name, origin in (("teacher", "greedy"), ("lm", "beam_lm")):
+        index = folder / "targets" / name / "train" / "index.json"
+        facts = {"shards": shards, **totals, "mean_confidence": 0.71, "origin": {"viterbi": 40, origin: 200}}
+        write_json(index, facts)
+        write_targets(index.with_name("part-00000.parquet"), pseudo, origin)
+        indices.append(index)
     (folder / "report.yaml").write_text("baseline: baseline\n")
     return {
         "config": folder / "report.yaml",
@@ -144,9 +200,9 @@ def make_run(folder: Path, utterances: int = 60) -> dict[str, object]:
         "data_summary": folder / "summary.json",
         "metrics": metrics,
         "out_dir": folder / "report",
-        "index": folder / "index.json",
+        "alignments": alignments,
+        "indices": indices,
         "unlabelled_text": folder / "unlabelled_text.jsonl",
-        "targets": [folder / "part-00000.parquet"],
     }
 
 
@@ -156,6 +212,7 @@ def write_targets(path: Path, texts: dict[str, str], origin: str = "greedy") -> 
         {
             "utt_id": utt_id,
             "rank": 0,
+            "weight": 1.0,
             "origin": origin,
             "num_frames": 1,
             "path": [5, 0],

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrans.report.plots import HEIGHT, WIDTH, bar, decades, line_plot, round_ticks, thin, whisker
+from kdtrans.report.plots import HEIGHT, WIDTH, bar, decades, legend, line_plot, round_ticks, thin, whisker
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 3))
 
@@ -47,6 +47,15 @@ def test_nothing_to_plot() -> None:
     assert line_plot({"a": []}, "loss", "update", {"a": 0}) == ""
 
 
+def test_a_second_round_through_the_colours_is_dashed() -> None:
+    figure = line_plot({"a": [(1, 2)], "b": [(1, 3)]}, "loss", "update", {"a": 1, "b": 9})
+    assert re.findall(r'style="(stroke[^"]*)"', figure) == [
+        "stroke: var(--c1)",
+        "stroke: var(--c1); stroke-dasharray: 5 4",
+    ]
+    assert re.findall(r"border-top: 3px (\w+) var\(--c1\)", legend({"a": 1, "b": 9})) == ["solid", "dashed"]
+
+
 def test_thin_keeps_the_mean() -> None:
     points = [(float(x), float(x % 7)) for x in range(1200)]
     few = thin(points)
@@ -59,4 +68,6 @@ def test_whisker_and_bar() -> None:
     assert 'cx="50.0"' in whisker(10, 5, 15, 20)
     assert 'x1="26.5" x2="73.5"' in whisker(10, 5, 15, 20)
     assert 'cx="3.0"' in whisker(0, 0, 0, 0)
+    assert whisker(10, 5, 15, 20, [8.0]).count('class="run"') == 0, "a single run is the dot"
+    assert whisker(10, 5, 15, 20, [8.0, 12.0]).count('class="run"') == 2
     assert 'class="full" width="25.0"' in bar(0.25)

@@ -45,18 +45,34 @@ def test_writes_table_summary_and_page(made_run: dict[str, Any], capsys: pytest.
     table = (folder / "table.txt").read_text()
     assert table == capsys.readouterr().out
     assert table.isascii()
-    assert re.search(r"kd_unlabelled +1.13 M +\d+\.\d\d \[", table)
+    assert max(map(len, table.splitlines()[2:])) <= 120
+    assert re.search(
+        r"kd_unlabelled +1.13 M +\d+\.\d\d \[[\d., ]+\] +3: \d+\.\d\d-\d+\.\d\d +-\d+ \[-\d+, -\d+\]", table
+    )
+    assert re.search(r"\nkd +1.13 M .* ns\n", table), "no significant difference to hard"
+    assert re.search(r"streaming_kd +test +640 +\+240 \(\+3[26]0\)", table)
+    assert re.search(r"\nkd +test +whole utterance +\+40 ", table)
+    assert "a streaming twin where there is one: streaming_baseline." in table
     assert table.splitlines()[0].startswith("kd_unlabelled: ")
-    assert "fewer errors than baseline, at 1/9 of the teacher's size." in table
+    assert "at 1/9 of the teacher's size." in table
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert len(summary["rows"]) == 15
+    assert len(summary["rows"]) == 7 * 3
     by_system = {row["system"]: row for row in summary["rows"] if (row["testset"], row["search"]) == ("test", "greedy")}
     assert by_system["baseline"]["against_baseline"] is None
     gain = by_system["kd_unlabelled"]["against_baseline"]
     assert gain["werr"] == pytest.approx(100 * (1 - by_system["kd_unlabelled"]["wer"] / by_system["baseline"]["wer"]))
     assert gain["werr_low"] < gain["werr"] < gain["werr_high"]
     assert gain["p"] < 0.05
+    assert by_system["kd"]["against_control"]["system"] == "hard"
+    assert by_system["kd"]["against_control"]["werr_low"] < 0 < by_system["kd"]["against_control"]["werr_high"]
+    assert by_system["streaming_kd"]["against_baseline"]["system"] == "streaming_baseline"
+    assert by_system["streaming_kd"]["against_control"]["system"] == "hard"
+    assert (by_system["streaming_kd"]["streaming"], by_system["kd"]["streaming"]) == (True, False)
+    assert (by_system["baseline"]["seeds"], by_system["kd"]["seeds"]) == ([1, 2, 3], None)
+    assert [run["run"] for run in by_system["hard"]["runs"]] == ["hard-seed1", "hard-seed2"]
+    assert by_system["streaming_kd"]["delay_ms"]["p50"] == 240
+    assert by_system["teacher"]["delay_ms"] is None
 
     page = (folder / "index.html").read_text()
     parser = Balance()
@@ -65,23 +81,33 @@ def test_writes_table_summary_and_page(made_run: dict[str, Any], capsys: pytest.
     for part in ("Word error rate", "Training", "Data", "Targets", "errs most", "Provenance", "too short for labels"):
         assert part in page
     assert "Speakers that two splits share: 2 in train &amp; dev." in page
-    assert page.count("<polyline") == 2 * 5
+    assert page.count("<polyline") == 2 * 13
+    colours = re.findall(r"stroke: (var\(--c\d\))[^>]*><title>kd_unlabelled-seed\d", page)
+    assert len(colours) == 2 * 3
+    assert len(set(colours)) == 1
+    assert '<th class="number">lm</th>' in page
+    assert "found by beam_lm" in page
+    assert '<span class="change unsure">' in page
     assert "WER of the pseudo text" in page
     assert not re.search(r"https?://|<script|<link|src=|url\(|@import", page), "the page must be self-contained"
     assert (folder / "index.html.run.json").exists()
 
 
 def test_page_without_optional_parts(made_run: dict[str, Any]) -> None:
-    optional = {"index": None, "unlabelled_text": None, "targets": None, "metrics": made_run["metrics"][:1]}
+    made_run["scores"] = [path for path in made_run["scores"] if "hard" not in str(path)]
+    optional = {"indices": None, "unlabelled_text": None, "alignments": None, "metrics": made_run["metrics"][:1]}
     main(**{**made_run, **optional})
     page = (made_run["out_dir"] / "index.html").read_text()
+    assert "vs baseline" in page
+    assert "vs hard" not in page + (made_run["out_dir"] / "table.txt").read_text()
+    assert "emission delay" not in page
     assert "<h2>Targets</h2>" not in page
     assert "<h3>Teacher</h3>" in page
 
 
 def test_text_is_escaped(tmp_path: Path, made_run: dict[str, Any], score_writer: Callable[..., Path]) -> None:
     scores = [score_writer(tmp_path, "baseline", "greedy", "test", [("a <b> & c", "a <i> c"), ("d", "d")])]
-    main(**{**made_run, "scores": scores})
+    main(**{**made_run, "scores": scores, "alignments": None})
     page = (made_run["out_dir"] / "index.html").read_text()
     assert "&lt;b&gt;" in page
     assert "<i> c" not in page
@@ -96,10 +122,10 @@ def test_best_student_is_chosen_on_dev(tmp_path: Path, score_writer: Callable[..
     ]
     best = read_results(scores, "baseline").best_student()
     assert best is not None
-    assert best.score.system == "baseline"
+    assert best.system == "baseline"
     best = read_results([path for path in scores if "dev" not in path.name], "baseline").best_student()
     assert best is not None
-    assert best.score.system == "kd"
+    assert best.system == "kd"
 
 
 def test_worse_systems_and_missing_scores(tmp_path: Path, score_writer: Callable[..., Path]) -> None:
@@ -112,7 +138,7 @@ def test_worse_systems_and_missing_scores(tmp_path: Path, score_writer: Callable
     ]
     results = read_results(scores[1:2], "baseline")
     assert results.headline() == "kd: 66.7 % WER on test."
-    assert results.rows[0].comparison is None
+    assert results.rows[0].baseline is None
     table = text_table(read_results(scores, "baseline"))
     assert "+300" in table
     assert re.search(r"baseline +1.00 M|baseline +1.13 M", table)
@@ -131,6 +157,61 @@ def test_refuses_scores_that_do_not_fit(tmp_path: Path, score_writer: Callable[.
     (tmp_path / "x.score.json").write_text("{}")
     with pytest.raises(ContractError, match="not a score summary"):
         read_results([tmp_path / "x.score.json"], "baseline")
+
+
+def test_seeds_are_pooled(tmp_path: Path, score_writer: Callable[..., Path]) -> None:
+    said = {
+        "baseline-seed1": [("a b c d", "a b c d"), ("e f", "x y")],
+        "baseline-seed2": [("a b c d", "a b x y"), ("e f", "x f")],
+        "kd": [("a b c d", "a b c d"), ("e f", "e x")],
+    }
+    scores = [score_writer(tmp_path, run, "greedy", "test", pairs) for run, pairs in said.items()]
+    baseline, kd = read_results(scores, "baseline", "kd").rows
+    assert baseline.wer == pytest.approx(100 * (2 + 3) / 2 / 6)  # errors of both seeds, halved, over 6 words
+    assert baseline.spread == pytest.approx((100 * 2 / 6, 100 * 3 / 6))
+    assert (baseline.total("sub"), baseline.total("words")) == (5, 12)
+    assert baseline.wer_low <= baseline.wer <= baseline.wer_high
+    assert kd.baseline is not None
+    assert kd.baseline.comparison.werr == pytest.approx(100 * (1 - 1 / 2.5))
+    assert baseline.control is not None
+    assert baseline.control.comparison.difference == pytest.approx(-kd.baseline.comparison.difference)
+    assert (kd.control, baseline.baseline) == (None, None)
+    # The tables say the same.
+    table = text_table(read_results(scores, "baseline", "kd"))
+    assert re.search(r"baseline +\S+ M +41.67 \[\S+, \S+\]  2: 33.33-50.00 +- +\+150 ", table)
+    assert re.search(r"kd +\S+ M +16.67 \[\S+, \S+\] +- +-60 \[\S+, \S+\] +-\n", table)
+
+
+def test_seeds_of_other_utterances_are_refused(tmp_path: Path, score_writer: Callable[..., Path]) -> None:
+    one = score_writer(tmp_path, "kd-seed1", "greedy", "test", [("a", "a"), ("b", "b")])
+    two = score_writer(tmp_path, "kd-seed2", "greedy", "test", [("a", "a")])
+    with pytest.raises(ContractError, match=r"kd-seed2.*\(1 utterances\) and .*kd-seed1.*\(2\) differ in utt_id"):
+        read_results([one, two], "baseline")
+
+
+def test_delays(tmp_path: Path, score_writer: Callable[..., Path], alignment_writer: Callable[..., Path]) -> None:
+    runs = {"teacher": [3, 9], "kd-seed1": [4, 9], "kd-seed2": [5, 12]}
+    scores = [score_writer(tmp_path, run, "greedy", "test", [("a b", "a b")]) for run in runs]
+    files = [alignment_writer(tmp_path / run / "test.parquet", {"u": frames}) for run, frames in runs.items()]
+    delays = read_results(scores, "baseline", alignments=files).delays
+    assert list(delays) == [("kd", "test")]
+    assert delays["kd", "test"].mean == pytest.approx(40 * (1 + 0 + 2 + 3) / 4)
+    assert read_results(scores, "baseline", alignments=files[1:]).delays == {}, "no teacher to compare with"
+    with pytest.raises(ContractError, match="the run 'kd-seed2' was not scored"):
+        read_results(scores[:2], "baseline", alignments=files)
+
+
+def test_streaming_systems_are_compared_with_their_twin(tmp_path: Path, score_writer: Callable[..., Path]) -> None:
+    pairs = [("a b c d", "a b c x"), ("e f", "e f")]
+    names = ["baseline", "streaming_baseline", "streaming_kd", "kd"]
+    scores = [score_writer(tmp_path, name, "greedy", "test", pairs) for name in names]
+    against = {row.system: row.baseline and row.baseline.system for row in read_results(scores, "baseline").rows}
+    expected = {"baseline": None, "streaming_baseline": None, "streaming_kd": "streaming_baseline", "kd": "baseline"}
+    assert against == expected
+    without = read_results([scores[0], scores[2]], "baseline").row("streaming_kd", ("test", "greedy"))
+    assert without is not None
+    assert without.baseline is not None
+    assert without.baseline.system == "baseline"
 
 
 def test_pseudo_labels_count_only_what_a_search_made(tmp_path: Path, target_writer: Callable[..., None]) -> None:

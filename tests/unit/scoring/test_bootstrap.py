@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdtrans.scoring.bootstrap import RESAMPLES, compare, draws, wer_interval
+from kdtrans.scoring.bootstrap import RESAMPLES, compare, draws, mean_errors, wer_interval
 
 RNG = np.random.default_rng(7)
 WORDS = RNG.integers(1, 20, 50)
@@ -78,3 +78,29 @@ def test_refusals() -> None:
         wer_interval(np.zeros(3, dtype=int), np.zeros(3, dtype=int))
     with pytest.raises(ValueError, match="different lengths"):
         compare(WORDS, BASELINE, BETTER[:-1])
+
+
+def test_seeds_pool_as_a_loop_over_all_of_them() -> None:
+    """Twin: errors and words of every drawn utterance of every seed, one after the other."""
+    seeds = [RNG.binomial(WORDS, chance) for chance in (0.2, 0.25, 0.3)]
+    rates = []
+    for draw in draws(len(WORDS)):
+        wrong = total = 0
+        for errors in seeds:
+            for utterance in draw:
+                wrong += int(errors[utterance])
+                total += int(WORDS[utterance])
+        rates.append(100 * wrong / total)
+    assert wer_interval(WORDS, mean_errors(seeds)) == pytest.approx(tuple(np.percentile(rates, [2.5, 97.5])))
+    against_one = compare(WORDS, BASELINE, mean_errors(seeds))
+    differences = np.array(rates) - slow_rates(BASELINE)
+    assert (against_one.difference_low, against_one.difference_high) == pytest.approx(
+        tuple(np.percentile(differences, [2.5, 97.5]))
+    )
+    mean_wer = np.mean([100 * errors.sum() / WORDS.sum() for errors in seeds])
+    assert against_one.difference == pytest.approx(mean_wer - 100 * BASELINE.sum() / WORDS.sum())
+    # Repeating a seed changes nothing, and a system is not better than itself.
+    assert compare(WORDS, BASELINE, mean_errors([BETTER] * 3)) == compare(WORDS, BASELINE, BETTER)
+    assert not compare(WORDS, mean_errors(seeds), mean_errors(seeds)).significant
+    with pytest.raises(ValueError, match=r"errors of \[49, 50\] utterances"):
+        mean_errors([BETTER, BETTER[:-1]])

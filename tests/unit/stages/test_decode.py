@@ -12,20 +12,27 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 
 from kdtrans.__main__ import main
 from kdtrans.artifacts import read_json
-from kdtrans.config import ConformerConfig, PredictorConfig, StudentConfig
+from kdtrans.config import ConformerConfig, LstmLmConfig, PredictorConfig, StreamingConfig, StudentConfig
 from kdtrans.contracts import HYPOTHESES, read_footer, read_table
 from kdtrans.data.manifest import write_cuts
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.build import build_student
+from kdtrans.models.lstm_lm import LstmLm, write_lstm_lm
 from kdtrans.training.checkpoint import save_model
 
 TEXTS = ["the cat sat", "a dog ran", None, "the dog sat on the cat"]
 SECONDS = [0.8, 1.5, 0.5, 1.1]
+SEARCHES = {
+    "greedy": {},
+    "beam_lm": {"type": "beam", "lm": "ngram"},
+    "beam_lstm": {"type": "beam", "lm": "lstm"},
+    "short": {"chunk_ms": 160},
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cuts, configurations, a tokenizer and an untrained student."""
+    """Cuts, configurations, a tokenizer, untrained students (model.pt, streaming.pt) and language model (lstm.pt)."""
     folder = tmp_path_factory.mktemp("decode")
     cuts = []
     for i, (text, seconds) in enumerate(zip(TEXTS, SECONDS, strict=True)):
@@ -39,19 +46,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configs = {
         "tokenizer": {"vocab_size": 40},
         "lm": {"order": 3, "texts": [str(folder / "lm.txt")]},
-        "decode": {"lm_weights": [0.5, 0.0], "max_duration_s": 2.5},
+        "decode": {"lm_weights": [0.5, 0.0], "max_duration_s": 2.5, "searches": SEARCHES},
     }
     for name, values in configs.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
     assert run(folder, "tokenizer", "--cuts", "cuts.jsonl.gz", "--out", "tokenizer.model") == 0
     tokenizer = Tokenizer(folder / "tokenizer.model")
-    student = StudentConfig(
-        encoder=ConformerConfig(dim=16, layers=1, heads=2, ffn_dim=16, conv_kernel=3, subsampling_channels=4),
-        predictor=PredictorConfig(dim=8),
-        joiner_dim=8,
-    )
-    state = build_student(student, tokenizer.vocab_size).state_dict()
-    save_model(folder / "model.pt", "student", student, state, tokenizer, step=0, dev_wer=100.0)
+    for name, streaming in (("model.pt", None), ("streaming.pt", StreamingConfig(chunk_ms=320))):
+        encoder = ConformerConfig(
+            dim=16, layers=1, heads=2, ffn_dim=16, conv_kernel=3, subsampling_channels=4, streaming=streaming
+        )
+        student = StudentConfig(encoder=encoder, predictor=PredictorConfig(dim=8), joiner_dim=8)
+        state = build_student(student, tokenizer.vocab_size).state_dict()
+        save_model(folder / name, "student", student, state, tokenizer, step=0, dev_wer=100.0)
+    write_lstm_lm(folder / "lstm.pt", LstmLm(tokenizer.vocab_size, LstmLmConfig(dim=8)), tokenizer.sha256, 9.0)
     return folder
 
 
@@ -97,9 +105,10 @@ def test_the_stages_fit_together(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "search", "message"),
     [
-        ("decode", "beam_lm", "give --lm and --lm-weight"),
-        ("decode", "viterbi", "the searches are greedy, beam_lm"),
-        ("tune-lm", "greedy", "needs lm: true"),
+        ("decode", "beam_lm", "has lm: ngram: give --lm and --lm-weight"),
+        ("decode", "short", "has chunk_ms: 160, but this model does not stream"),
+        ("decode", "viterbi", "the searches are beam_lm, beam_lstm, greedy, short"),
+        ("tune-lm", "greedy", "needs lm in the search 'greedy'"),
     ],
 )
 def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str], stage: str, search: str, message: str) -> None:
@@ -108,6 +117,38 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str], stage: str, 
     assert run(folder, stage, *options, "--out", "refused.parquet") == 1
     assert message in capsys.readouterr().err
     assert not (folder / "refused.parquet").exists()
+
+
+def test_the_lstm_takes_the_ngrams_place(folder: Path) -> None:
+    common = ["--cuts", "cuts.jsonl.gz", "--tokenizer", "tokenizer.model", "--model", "model.pt"]
+    common += ["--search", "beam_lstm", "--lm", "lstm.pt"]
+    assert run(folder, "tune-lm", *common, "--out", "lstm_weight.json") == 0
+    (folder / "lstm_weight.json").write_text('{"lm_weight": 0.5}')
+    assert run(folder, "decode", *common, "--lm-weight", "lstm_weight.json", "--out", "lstm.parquet") == 0
+    rows = read_table(folder / "lstm.parquet", HYPOTHESES).to_pylist()
+    assert any(row["lm_score"] < 0 for row in rows)
+    for row in rows:
+        assert row["score"] == pytest.approx(row["am_score"] + 0.5 * row["lm_score"], abs=1e-3)
+
+
+@pytest.mark.parametrize("content", ["{}", "[0.3]", '{"lm_weight": "high"}', '{"lm_weight": -1}', "0.3 %"])
+def test_a_wrong_weight_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (folder / "wrong.json").write_text(content)
+    options = ["--cuts", "cuts.jsonl.gz", "--tokenizer", "tokenizer.model", "--model", "model.pt"]
+    options += ["--search", "beam_lstm", "--lm", "lstm.pt", "--lm-weight", "wrong.json"]
+    assert run(folder, "decode", *options, "--out", "refused.parquet") == 1
+    assert "wrong.json " in capsys.readouterr().err
+
+
+def test_a_search_sets_the_chunk_of_a_streaming_system(folder: Path) -> None:
+    common = ["--cuts", "cuts.jsonl.gz", "--tokenizer", "tokenizer.model"]
+    latency = {}
+    for model, search in (("streaming", "short"), ("streaming", "greedy"), ("model", "greedy")):
+        options = ["--model", f"{model}.pt", "--search", search, "--out", "stream.parquet"]
+        assert run(folder, "decode", *common, *options) == 0
+        latency[model, search] = read_footer(folder / "stream.parquet")["latency_ms"]
+    # The chunk, and half of what a filterbank's window is wider than its shift.
+    assert list(latency.values()) == ["168", "328", ""]
 
 
 def test_existing_models_are_checked_and_copied(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,13 +27,15 @@ def folder(tmp_path: Path) -> Path:
             file.write(json.dumps({"id": utt_id, "duration": 1800.0, "supervisions": [supervision]}) + "\n")
     target = dict.fromkeys(contracts.TARGETS.names) | {"utt_id": "u1", "rank": 0, "origin": "greedy"}
     target |= {"num_frames": 2, "path": [0, 5, 0], "topk_ids": [5, 0] * 3, "topk_logp": np.log([0.5, 0.25] * 3)}
-    target |= {"confidence": 0.75, "text": "turn on"}
+    target |= {"confidence": 0.75, "text": "turn on", "weight": 1.0}
     table = pa.Table.from_pylist([target], schema=contracts.TARGETS)
     contracts.write_table(table, tmp_path / "part-00000.parquet", {"top_k": "2", "teacher_sha256": "abc"})
     row = dict.fromkeys(contracts.HYPOTHESES.names) | {"utt_id": "u1", "text": "turn off", "rank": 0}
     row |= {"score": -1.0, "am_score": -1.0, "lm_score": 0.0}
     hypotheses = pa.Table.from_pylist([row], schema=contracts.HYPOTHESES)
     contracts.write_table(hypotheses, tmp_path / "test.parquet", {"lm_weight": "0.3"})
+    aligned = {"utt_id": "u1", "tokens": [5, 6], "token_frames": [1, 3], "num_frames": 5, "path_logp": -2.5}
+    contracts.write_table(pa.Table.from_pylist([aligned], schema=contracts.ALIGNMENTS), tmp_path / "align.parquet")
     state = {"encoder.layer.weight": torch.zeros(30, 10), "ctc.weight": torch.zeros(100)}
     facts = {"kind": "student", "step": 7, "dev_wer": 12.5, "config": {"joiner_dim": 8}, "state_dict": state}
     torch.save({**dict.fromkeys(MODEL_KEYS), **facts}, tmp_path / "model.pt")
@@ -47,6 +49,7 @@ def folder(tmp_path: Path) -> Path:
         ("cuts.00000.jsonl.gz", ["2 (1 labelled, 1 unlabelled)", "1.000", "turn [on]", "(unlabelled)"]),
         ("part-00000.parquet", ["1 greedy", "median 0.25", "teacher_sha256", "0.04:5"]),
         ("test.parquet", ["turn off", "lm_weight", "0.3"]),
+        ("align.parquet", ["alignments", "-2.50", "0.04:5 0.12:6"]),
         ("model.pt", ["student", "12.50 %", "400, of which decoding uses 300", "75.0 %"]),
         ("last.pt", ["training state", "33.00 % at step 5"]),
     ],
@@ -71,7 +74,7 @@ def test_directory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(folder)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted({path.name for path in folder.iterdir()} - {"notes.txt"})
-    assert "broken" in lines[0].split()[1]
+    assert [line.split()[1] for line in lines if "broken" in line] == ["broken"]
 
 
 def test_refuses_the_unknown(folder: Path) -> None:

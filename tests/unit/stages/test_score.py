@@ -28,7 +28,8 @@ def files(folder: Path, hypotheses: dict[str, str], footer: dict[str, str]) -> l
     rows = [empty | {"utt_id": utt_id, "rank": 0, "text": text} for utt_id, text in hypotheses.items()]
     table = pa.Table.from_pylist(rows, schema=contracts.HYPOTHESES)
     contracts.write_table(table, folder / "test.parquet", footer)
-    names = ["--system", "kd", "--search", "greedy", "--testset", "test", "--out", str(folder / "test.score.json")]
+    names = ["--run", "kd-seed2", "--system", "kd", "--search", "greedy", "--testset", "test"]
+    names += ["--out", str(folder / "test.score.json")]
     return ["score", "--hypotheses", str(folder / "test.parquet"), "--cuts", str(folder / "cuts.jsonl.gz"), *names]
 
 
@@ -40,6 +41,7 @@ def test_counts_and_summary(tmp_path: Path) -> None:
     assert summary.wer == pytest.approx(60.0)
     assert summary.wer_low <= summary.wer <= summary.wer_high
     assert (summary.parameters, summary.lm_weight, summary.utterances) == (1000, 0.3, 2)
+    assert (summary.run, summary.system, summary.latency_ms) == ("kd-seed2", "kd", None)
     assert values["normaliser"] == "whitespace-v1"
     assert values["jiwer"]
     rows = contracts.read_table(tmp_path / "test.score.parquet", contracts.SCORES).to_pylist()
@@ -48,6 +50,12 @@ def test_counts_and_summary(tmp_path: Path) -> None:
         ("u2", "s-u2", 0, 1, 0),
     ]
     assert (tmp_path / "test.score.json.run.json").exists()
+
+
+@pytest.mark.parametrize(("written", "read"), [("640", 640), ("640.0", 640), ("", None)])
+def test_latency_of_streaming_systems(tmp_path: Path, written: str, read: int | None) -> None:
+    assert main(files(tmp_path, {"u1": "a", "u2": "b"}, FOOTER | {"latency_ms": written})) == 0
+    assert ScoreSummary.from_json(read_json(tmp_path / "test.score.json")).latency_ms == read
 
 
 def test_refusals_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,86 @@
+"""tau, measured: how many frames later than the teacher the student emits its labels (beyond the paper).
+
+The student's emission frames are those of its own Viterbi path through the grid that the transducer loss has computed
+anyway; the teacher's stand in the targets. The median of the differences is the shift.
+
+Shapes: B utterances, T frames, U labels, V vocabulary, M labels that are compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdtrans.contracts import BLANK
+from kdtrans.lattice.recursion import viterbi
+from kdtrans.losses.distillation import NodeTargets
+from kdtrans.losses.transducer import node_log_probs
+
+EVERY = 10  # batches; a Viterbi path costs about as much as the transducer loss
+WIDEST = 250  # frames, 10 s; what lies beyond counts as that much
+MEMORY = 0.95  # of a measurement when the next comes: some thousand labels count
+
+
+class ShiftTracker:
+    """The running median of student minus teacher emission frames, over the labels of the last few measured batches.
+
+    It starts at 0. Its state is part of the checkpoint, so that a resumed run shifts like an unbroken one.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0  # the shift: the median, but at least 0
+        self._batches = 0
+        self._counts = torch.zeros(2 * WIDEST + 1, dtype=torch.float64)  # of differences -WIDEST .. WIDEST, fading
+
+    @torch.no_grad()
+    def observe(
+        self, logits_BTUV: Tensor, labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor, targets: NodeTargets
+    ) -> None:
+        """Take in a training batch, of which every tenth is measured.
+
+        Args:
+            logits_BTUV: the student's grid, (B, T, U + 1, V).
+            labels_BU: the labels, padded.
+            frames_B: the student's frames.
+            lengths_B: labels of each utterance.
+            targets: the teacher's nodes on the student's grid, not shifted.
+        """
+        self._batches += 1
+        if (self._batches - 1) % EVERY:
+            return
+        blank, label, _ = node_log_probs(logits_BTUV, labels_BU)
+        path_BN, _ = viterbi(blank, label, labels_BU, frames_B, lengths_B)
+        utterance_M, t_M, u_M = label_nodes(targets)
+        late_M = emission_frames(path_BN, labels_BU.shape[1])[utterance_M, u_M] - t_M
+        found = torch.bincount(late_M.clamp(-WIDEST, WIDEST) + WIDEST, minlength=len(self._counts))
+        self._counts = MEMORY * self._counts + found.cpu()
+        reached = self._counts.cumsum(0)
+        self.frames = max(0, int(torch.searchsorted(reached, reached[-1] / 2)) - WIDEST)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"frames": self.frames, "batches": self._batches, "counts": self._counts}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a kept state."""
+        self.frames, self._batches, self._counts = state["frames"], state["batches"], state["counts"].clone()
+
+
+def label_nodes(targets: NodeTargets) -> tuple[Tensor, Tensor, Tensor]:
+    """Utterance, frame and label index (M,) of the nodes that emit a label: the next node is one label further."""
+    here, after = slice(None, -1), slice(1, None)
+    emits = (targets.u_N[after] == targets.u_N[here] + 1) & (targets.t_N[after] == targets.t_N[here])
+    emits &= targets.utterance_N[after] == targets.utterance_N[here]
+    return targets.utterance_N[here][emits], targets.t_N[here][emits], targets.u_N[here][emits]
+
+
+def emission_frames(path_BN: Tensor, num_labels: int) -> Tensor:
+    """The frame (B, U) on which each label of padded paths is emitted; padded labels get 0."""
+    is_label_BN = path_BN != BLANK
+    utterance_M, position_M = is_label_BN.nonzero(as_tuple=True)
+    u_M = is_label_BN.cumsum(1)[utterance_M, position_M] - 1
+    emission_BU = path_BN.new_zeros(len(path_BN), num_labels)
+    emission_BU[utterance_M, u_M] = position_M - u_M  # the blanks before a label are the frames before it
+    return emission_BU

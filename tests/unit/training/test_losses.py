@@ -1,0 +1,220 @@
+"""The losses of a batch, as training puts them together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdtrans.config import KdConfig, StudentConfig, TrainingConfig
+from kdtrans.data.batches import Batch
+from kdtrans.lattice.path import nodes
+from kdtrans.losses.distillation import NodeTargets
+from kdtrans.losses.grid import collapsed_loss, full_lattice_loss, next_labels, real_cells
+from kdtrans.losses.transducer import transducer_loss
+from kdtrans.models.build import build_student
+from kdtrans.models.transducer import Transducer
+from kdtrans.training.losses import transducer_losses
+from kdtrans.training.shift import ShiftTracker
+from tests.tiny import STUDENT
+
+V, FEATURES, LENGTHS, LABELS = 7, 80, [61, 45, 29], [[3, 1, 5], [2], [4, 4]]
+CONFIG = TrainingConfig(ctc_weight=0.3, precision="fp32")
+
+
+def make_model(seed: int) -> Transducer:
+    """A toy transducer without dropout and masks."""
+    torch.manual_seed(seed)
+    model = build_student(StudentConfig.model_validate(STUDENT), V).eval()
+    torch.nn.init.normal_(model.joiner.output.weight)  # far from uniform
+    return model
+
+
+def make_batch(chosen: list[int], student: Transducer, teacher: Transducer) -> Batch:
+    """Some of three utterances, with everything that a teacher can say about them."""
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(length, FEATURES, generator=generator) for length in LENGTHS]
+    lengths = torch.tensor([LENGTHS[i] for i in chosen])
+    batch = Batch(
+        utt_ids=[f"utt{i}" for i in chosen],
+        features_BFC=torch.nn.utils.rnn.pad_sequence([features[i] for i in chosen], batch_first=True),
+        lengths_B=lengths,
+        labels_BU=torch.nn.utils.rnn.pad_sequence([torch.tensor(LABELS[i]) for i in chosen], batch_first=True),
+        label_lengths_B=torch.tensor([len(LABELS[i]) for i in chosen]),
+        targets=None,
+        teacher_frames_B=None,
+        seconds=1.0,
+        teacher_totals_B=torch.tensor([[-9.0, math.nan, -40.0][i] for i in chosen]),
+    )
+    with torch.no_grad():
+        frames = student.encode(batch.features_BFC, lengths)[1]
+        alone = [teacher.encode(features[i][None], torch.tensor([LENGTHS[i]]))[0] for i in chosen]
+    outputs = [teacher.project_encoder(enc)[0].detach().half() for enc in alone]
+    batch.teacher_BTJ = torch.nn.utils.rnn.pad_sequence(outputs, batch_first=True)
+    batch.teacher_frames_B = frames.clone()
+    batch.targets = make_targets(chosen, frames.tolist())
+    return batch
+
+
+def make_targets(chosen: list[int], frames: list[int]) -> NodeTargets:
+    """All labels on frame 1, and distributions that depend on the utterance and the node only."""
+    parts = []
+    for place, (i, num_frames) in enumerate(zip(chosen, frames, strict=True)):
+        t_N, u_N = nodes(torch.tensor([0, *LABELS[i], *[0] * (num_frames - 1)]))
+        logp = torch.randn(len(t_N), V, generator=torch.Generator().manual_seed(i)).log_softmax(1).topk(3, dim=1)
+        parts.append((torch.full_like(t_N, place), t_N, u_N, logp.indices, logp.values))
+    return NodeTargets(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+KDS: dict[str, dict[str, Any]] = {
+    "one_best": {"loss": "one_best", "temperature": 1.5},
+    "window": {"loss": "one_best", "window": 2, "node_weight": "nonblank"},
+    "collapsed": {"loss": "collapsed"},
+    "full_lattice": {"loss": "full_lattice", "temperature": 2.0},
+    "full_sum": {"loss": "full_sum"},
+}
+
+
+@pytest.mark.parametrize("name", KDS)
+def test_a_batch_is_the_mean_of_its_utterances(name: str) -> None:
+    """Whatever pads an utterance, and wherever it stands in the batch, its losses and gradients are its own."""
+    student, teacher, kd = make_model(1), make_model(2), KdConfig(weight=0.7, **KDS[name])
+    config = CONFIG.model_copy(update={"fastemit": 0.2, "delay_penalty": 0.1})
+
+    def losses_and_gradient(chosen: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+        losses = transducer_losses(student, make_batch(chosen, student, teacher), config, kd, teacher, shift=1)
+        (gradient,) = torch.autograd.grad(losses["loss"], student.joiner.output.weight)
+        return {key: value.detach() for key, value in losses.items()}, gradient
+
+    together, gradient = losses_and_gradient([0, 1, 2])
+    reordered, same_gradient = losses_and_gradient([2, 0, 1])
+    alone = [losses_and_gradient([i]) for i in range(3)]
+    for key, value in together.items():
+        torch.testing.assert_close(reordered[key], value)
+        torch.testing.assert_close(
+            torch.stack([losses.get(key, torch.tensor(0.0)) for losses, _ in alone]).mean(), value
+        )
+    torch.testing.assert_close(same_gradient, gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sum(g for _, g in alone) / 3, gradient, rtol=1e-4, atol=1e-5)
+    parts = together["loss_transducer"] + 0.3 * together["loss_ctc"] + 0.7 * together["loss_kd"]
+    torch.testing.assert_close(together["loss"], parts)
+
+
+@pytest.mark.parametrize("name", ["collapsed", "full_lattice"])
+def test_the_teacher_beside_the_student_equals_its_whole_grid(name: str) -> None:
+    student, teacher, kd = make_model(1), make_model(2), KdConfig(weight=1.0, **KDS[name])
+    batch = make_batch([0, 1, 2], student, teacher)
+    assert batch.teacher_BTJ is not None
+    assert batch.teacher_frames_B is not None
+    batch.teacher_frames_B -= torch.tensor([1, 0, 2])  # fewer frames than the student has: the common ones count
+    losses = transducer_losses(student, batch, CONFIG, kd, teacher)
+    labels, lengths = batch.labels_BU, batch.label_lengths_B
+    with torch.no_grad():
+        teacher_grid = teacher.grid(batch.teacher_BTJ.float(), teacher.project_predictor(teacher.predictor(labels)))
+        enc_BTE, _ = student.encode(batch.features_BFC, batch.lengths_B)
+        pred_BUJ = student.project_predictor(student.predictor(labels))
+        student_grid = student.grid(student.project_encoder(enc_BTE), pred_BUJ)
+    cells = real_cells(batch.teacher_frames_B, lengths)
+    pair = teacher_grid[tuple(cells)], student_grid[tuple(cells)]
+    if name == "full_lattice":
+        expected = full_lattice_loss(*pair, kd, 3)
+    else:
+        expected = collapsed_loss(*pair, next_labels(labels, lengths, cells), kd, 3)
+    torch.testing.assert_close(losses["loss_kd"].detach(), expected)
+    assert "kd_nodes_dropped" not in losses
+    losses["loss"].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_nodes_without_a_cell_of_the_student_are_counted() -> None:
+    student, teacher = make_model(1), make_model(2)
+    batch = make_batch([0, 1, 2], student, teacher)
+    assert batch.teacher_BTJ is not None
+    assert batch.teacher_frames_B is not None
+    frames = batch.teacher_frames_B.tolist()
+
+    def dropped(batch: Batch, shift: int = 0, **options: Any) -> float:
+        losses = transducer_losses(student, batch, CONFIG, KdConfig(weight=1.0, **options), teacher, shift)
+        return float(losses.get("kd_nodes_dropped", 0.0))
+
+    assert dropped(batch) == 0.0
+    assert dropped(batch, shift=2) == pytest.approx(2.0)  # the last two blanks of each
+    assert dropped(batch, shift=2, window=1) == pytest.approx(1.0)  # one of them can move a frame less
+    longer = replace(batch, targets=make_targets([0, 1, 2], [f + 2 for f in frames]))
+    longer.teacher_frames_B = torch.tensor([f + 2 for f in frames])
+    assert dropped(longer) == pytest.approx(2.0)
+    longer.teacher_BTJ = F.pad(batch.teacher_BTJ, (0, 0, 0, 2))
+    assert dropped(longer, loss="full_lattice") == pytest.approx(2 * sum(len(y) + 1 for y in LABELS) / 3)
+
+
+@pytest.mark.parametrize("name", ["one_best", "window", "collapsed", "full_lattice"])
+def test_more_than_two_frames_apart_is_refused(name: str) -> None:
+    student, teacher = make_model(1), make_model(2)
+    batch = make_batch([0, 1, 2], student, teacher)
+    assert batch.teacher_frames_B is not None
+    batch.teacher_frames_B[1] += 3
+    with pytest.raises(ValueError, match=r"utterance utt1: the teacher has 15 frames and the student 12"):
+        transducer_losses(student, batch, CONFIG, KdConfig(weight=1.0, **KDS[name]), teacher)
+
+
+@pytest.mark.parametrize("name", ["one_best", "full_sum"])
+def test_a_batch_without_targets_has_no_distillation_loss(name: str) -> None:
+    student = make_model(1)
+    batch = make_batch([0, 1], student, make_model(2))
+    batch.targets = batch.teacher_frames_B = batch.teacher_totals_B = None
+    losses = transducer_losses(student, batch, CONFIG, KdConfig(weight=1.0, **KDS[name]))
+    assert set(losses) == {"loss", "loss_transducer", "loss_ctc"}
+
+
+def test_full_sum_is_over_the_plain_lattice_whatever_the_transducer_loss_is() -> None:
+    student, teacher, kd = make_model(1), make_model(2), KdConfig(weight=1.0, loss="full_sum")
+    batch = make_batch([0, 1, 2], student, teacher)
+    plain = transducer_losses(student, batch, CONFIG, kd)
+    early = transducer_losses(student, batch, CONFIG.model_copy(update={"delay_penalty": 0.5}), kd)
+    torch.testing.assert_close(early["loss_kd"], plain["loss_kd"])
+    assert not torch.allclose(early["loss_transducer"], plain["loss_transducer"])
+
+
+def test_early_emission_is_wired_to_the_transducer_loss() -> None:
+    student, off = make_model(1), KdConfig()
+    batch = make_batch([0, 1, 2], student, student)
+    enc_BTE, frames_B = student.encode(batch.features_BFC, batch.lengths_B)
+    pred_BUJ = student.project_predictor(student.predictor(batch.labels_BU))
+    grid = student.grid(student.project_encoder(enc_BTE), pred_BUJ)
+    for early in ({}, {"fastemit": 0.3}, {"delay_penalty": 0.2}):
+        losses = transducer_losses(student, batch, CONFIG.model_copy(update=early), off)
+        expected = transducer_loss(grid, batch.labels_BU, frames_B, batch.label_lengths_B, **early).sum() / 3
+        torch.testing.assert_close(losses["loss_transducer"], expected)
+        (ours,) = torch.autograd.grad(losses["loss_transducer"], student.joiner.output.bias)
+        (theirs,) = torch.autograd.grad(expected, student.joiner.output.bias, retain_graph=True)
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", KDS)
+def test_bf16_is_close_to_fp32(name: str) -> None:
+    student, teacher, kd = make_model(1), make_model(2), KdConfig(weight=1.0, **KDS[name])
+    batch = make_batch([0, 1, 2], student, teacher)
+    wide = transducer_losses(student, batch, CONFIG, kd, teacher)
+    narrow = transducer_losses(student, batch, CONFIG.model_copy(update={"precision": "bf16"}), kd, teacher)
+    narrow["loss"].backward()
+    for key, value in wide.items():
+        assert narrow[key].dtype == torch.float32
+        torch.testing.assert_close(narrow[key], value, rtol=3e-2, atol=3e-2)
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
+def test_a_tracker_is_shown_the_batch_and_its_shift_is_used() -> None:
+    student, kd = make_model(1), KdConfig(weight=1.0, shift="auto")
+    batch = make_batch([0, 1, 2], student, student)
+    tracker = ShiftTracker()
+    losses = transducer_losses(student, batch, CONFIG, kd, shift=tracker)
+    fixed = transducer_losses(student, batch, CONFIG, kd, shift=tracker.frames)
+    assert float(losses["kd_shift"]) == tracker.frames
+    assert tracker.frames > 0, "the targets emit everything on frame 1, a random student does not"
+    assert torch.equal(losses["loss_kd"], fixed["loss_kd"])
+    assert "kd_shift" not in fixed

@@ -1,0 +1,100 @@
+"""Training with all that may stand beside it: an online teacher, a measured shift, several legs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from kdtrans.__main__ import main
+from kdtrans.artifacts import read_json
+from kdtrans.config import merge
+from kdtrans.data.batches import BatchOrder, Example, Labelling, load_features
+from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.training import shift
+from kdtrans.training.checkpoint import load_model, load_torch
+from kdtrans.training.progress import read_metrics
+from kdtrans.training.run import largest_grids, teacher_outputs
+from tests.tiny import STUDENT, Workspace
+
+SHORT = {"training": {"updates": 4, "evaluate_every": 4, "log_every": 1}}
+
+
+def command_of(toy: Workspace, folder: Path, changes: dict[str, Any], teacher: bool = False) -> list[str]:
+    """Command line that trains the toy student with changed settings."""
+    folder.mkdir()
+    command = toy.student_command(toy.folder / "part.parquet", toy.folder / "index.json", folder / "model.pt")
+    config = folder / "student.yaml"
+    config.write_text(yaml.safe_dump(merge(merge(STUDENT, SHORT), changes)))
+    command[command.index("--config") + 1] = str(config)
+    return [*command, *(["--teacher", str(toy.folder / "teacher" / "model.pt")] if teacher else [])]
+
+
+@pytest.mark.parametrize(
+    "kd",
+    [{"shift": "auto", "window": 1}, {"loss": "collapsed"}, {"loss": "full_lattice"}, {"loss": "full_sum"}],
+    ids=lambda kd: str(kd.get("loss", "auto")),
+)
+def test_an_interrupted_run_ends_like_an_unbroken_one(
+    toy: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kd: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(shift, "EVERY", 2)
+    runs_teacher = kd.get("loss") in ("collapsed", "full_lattice")
+    models = []
+    for name, budget in (("unbroken", []), ("broken", ["--max-seconds", "0.0"])):
+        command = command_of(toy, tmp_path / name, {"kd": {"weight": 0.5} | kd}, runs_teacher)
+        statuses = [main([*command, *budget])]
+        while statuses[-1] == 75:
+            statuses.append(main([*command, *budget]))
+        assert statuses == ([75, 75, 75, 0] if budget else [0])
+        models.append(load_torch(tmp_path / name / "model.pt")["fingerprint"])
+    assert models[0] == models[1]
+
+    rows = [row for row in read_metrics(tmp_path / "broken" / "checkpoints" / "metrics.jsonl") if "loss_kd" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds), "the seconds of all legs add up"
+    record = read_json(tmp_path / "broken" / "model.pt.run.json")
+    assert record["training_seconds"] >= seconds[-1] - 0.01
+    assert any("teacher" in name for name in record["inputs"]) == runs_teacher
+    assert ("GB in the largest batch" in capsys.readouterr().out) == runs_teacher
+    assert all(("kd_shift" in row) == ("shift" in kd) for row in rows)
+
+
+def test_a_loss_that_runs_the_teacher_asks_for_it(
+    toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command_of(toy, tmp_path / "run", {"kd": {"loss": "collapsed", "weight": 1.0}})) == 1
+    assert "kd.loss collapsed runs the teacher: give --teacher" in capsys.readouterr().err
+
+
+def test_the_teachers_outputs_are_those_of_the_utterance_alone(toy: Workspace) -> None:
+    teacher = load_model(toy.folder / "teacher" / "model.pt", Tokenizer(toy.tokenizer))
+    cut = toy.cuts[0]
+    output = load_features(cut, teacher_outputs(teacher))
+    features = load_features(cut, teacher.encoder.extract)
+    with torch.no_grad():
+        enc_BTE, frames_B = teacher.encode(features[None], torch.tensor([len(features)]))
+        expected = teacher.project_encoder(enc_BTE)[0]
+    assert output.dtype == torch.float16
+    assert not output.requires_grad
+    assert len(output) == int(frames_B[0])
+    torch.testing.assert_close(output.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_memory_of_the_grids_is_told_before_training(toy: Workspace) -> None:
+    lengths = [3, 5, 0]
+    examples = [Example(cut, True, (Labelling(tuple(range(n))),)) for cut, n in zip(toy.cuts[:3], lengths, strict=True)]
+    seconds = [cut.duration for cut in toy.cuts[:3]]
+    order = BatchOrder(seconds, [True] * 3, max_duration_s=100.0)  # one batch
+    assert largest_grids(examples, order, 7) == pytest.approx(2 * 3 * max(seconds) / 0.04 * 6 * 7 * 4, abs=1)
+    order = BatchOrder(seconds, [True] * 3, max_duration_s=0.1)  # one each
+    one = max(s / 0.04 * (n + 1) for s, n in zip(seconds, lengths, strict=True))
+    assert largest_grids(examples, order, 7) == pytest.approx(2 * one * 7 * 4, abs=1)
