@@ -6,19 +6,24 @@ import gzip
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from kdtrans import contracts
 
+REPOSITORY = Path(__file__).parents[2]
 Snakemake = Callable[..., subprocess.CompletedProcess[str]]  # the fixture of conftest.py
 SYSTEMS = ["teacher", "baseline", "kd_unlabelled"]
-SEARCHES = ["greedy", "beam_lm"]
+SEARCHES = {system: ["greedy", "beam_lm"] for system in SYSTEMS}
+SEARCHES["kd_unlabelled"] += ["greedy_320ms"]  # a streaming system
 TEST_SETS = ["dev", "test"]
-DECODINGS = len(SYSTEMS) * len(SEARCHES) * len(TEST_SETS)
+DECODED = [(system, search) for system in SYSTEMS for search in SEARCHES[system]]
+DECODINGS = len(DECODED) * len(TEST_SETS)
 
 
 def jobs(dry_run_output: str) -> dict[str, int]:
@@ -34,9 +39,10 @@ def utterances(*manifests: Path) -> list[str]:
 
 
 def test_every_stage_leaves_its_product(results: Path) -> None:
-    expected = {"corpus/SHA256SUMS", "tokenizer/tokenizer.model", "lm/lm.arpa", "data/summary.json"}
+    expected = {"corpus/SHA256SUMS", "tokenizer/tokenizer.model", "lm/lm.arpa", "lm/lstm.pt", "data/summary.json"}
     expected |= {"teacher/model.pt", "teacher/gate.json", "targets/teacher/train/index.json"}
     expected |= {f"systems/{system}/model.pt" for system in SYSTEMS[1:]}
+    expected |= {f"align/{system}/test.parquet" for system in SYSTEMS}
     expected |= {f"report/{name}" for name in ("index.html", "summary.json", "table.txt")}
     assert not {name for name in expected if not (results / name).stat().st_size}
 
@@ -44,12 +50,12 @@ def test_every_stage_leaves_its_product(results: Path) -> None:
 def test_targets_hold_every_utterance_of_their_shard_once(results: Path) -> None:
     for shard in ("00000", "00001"):
         table = contracts.read_table(results / f"targets/teacher/train/part-{shard}.parquet", contracts.TARGETS)
-        assert sorted(table["utt_id"].to_pylist()) == sorted(utterances(results / f"data/train/cuts.{shard}.jsonl.gz"))
+        best = table.filter(pc.equal(table["rank"], 0))
+        assert sorted(best["utt_id"].to_pylist()) == sorted(utterances(results / f"data/train/cuts.{shard}.jsonl.gz"))
 
 
 @pytest.mark.parametrize("testset", TEST_SETS)
-@pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("system", "search"), DECODED)
 def test_every_system_is_scored_on_every_utterance(results: Path, system: str, search: str, testset: str) -> None:
     stem = results / f"decode/{system}/{search}/{testset}"
     ids = utterances(results / f"data/{testset}/cuts.00000.jsonl.gz")
@@ -85,15 +91,33 @@ def test_a_lost_shard_is_made_again_alone_with_what_follows(results: Path, snake
         ("teacher: {max_wer: 200000.0}", {"gate": 1}),
         (
             "decode: {max_duration_s: 30.0}",
-            {"decode_testset": DECODINGS, "score": DECODINGS, "report": 1},
+            {"decode_testset": DECODINGS, "score": DECODINGS, "align": 3, "report": 1},
         ),
         (
             "decode: {searches: {greedy: {max_symbols: 2}}}",
-            {"decode_testset": DECODINGS // 2, "score": DECODINGS // 2, "report": 1},
+            {"decode_testset": 6, "score": 6, "report": 1},
         ),
         (
             "systems: {kd_unlabelled: {kd: {weight: 0.3}}}",
-            {"train_student": 1, "tune_lm": 1, "decode_testset": 4, "score": 4, "report": 1},
+            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score": 6, "align": 1, "report": 1},
+        ),
+        (  # a system's filters are read with the targets
+            "systems: {kd_unlabelled: {filters: {min_confidence: 0.5}}}",
+            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score": 6, "align": 1, "report": 1},
+        ),
+        (  # the n-gram stays, and the targets that the LSTM went into are made again
+            "lm: {lstm: {updates: 20}}",
+            {"lstm_lm": 1, "dump": 2, "verify": 1, "train_student": 1}
+            | {"tune_lm": 1, "decode_testset": 6, "score": 6, "align": 1, "report": 1},
+        ),
+        (  # a second target set and a system that learns from it
+            "{target_sets: {top1: {top_k: 1}}, systems: {one: {kd: {weight: 1.0}, targets: top1}}}",
+            {"dump": 2, "verify": 1, "train_student": 1}
+            | {"tune_lm": 1, "decode_testset": 4, "score": 4, "align": 1, "report": 1},
+        ),
+        (  # seeds are runs of their own
+            "systems: {more: {seeds: [1, 2]}}",
+            {"train_student": 2, "tune_lm": 2, "decode_testset": 8, "score": 8, "align": 2, "report": 1},
         ),
     ],
 )
@@ -101,6 +125,45 @@ def test_a_changed_key_reruns_what_depends_on_it(
     results: Path, snakemake: Snakemake, over: str, planned: dict[str, int]
 ) -> None:
     assert jobs(snakemake("--dry-run", over=over).stdout) == planned
+
+
+def test_a_sweep_decodes_dev_alone(results: Path, snakemake: Snakemake) -> None:
+    over = "sweep: {kd_unlabelled: {kd.weight: [0.2, 2.0], kd.shift: [0, 1]}}"
+    planned = jobs(snakemake("--dry-run", "sweep", over=over).stdout)
+    assert planned == {"train_student": 4, "decode_testset": 4, "score": 4, "choose": 1, "sweep": 1}
+    assert "Nothing to be done" in snakemake("--dry-run", over=over).stdout
+
+
+def test_an_empty_sweep_says_so(results: Path, snakemake: Snakemake) -> None:
+    assert "sweep is empty" in snakemake("--dry-run", "sweep").stdout
+
+
+def test_a_report_of_what_is_finished_makes_nothing_else(results: Path, snakemake: Snakemake) -> None:
+    over = "{systems: {another: {}}, report: {finished_only: true}}"
+    assert jobs(snakemake("--dry-run", "report", over=over).stdout) == {"report": 1}
+
+
+@pytest.mark.parametrize(
+    ("presets", "students"),
+    [
+        (["100h", "student-10m"], 2),
+        (["100h", "960h", "student-30m"], 5),
+        (["100h", "960h", "streaming", "student-30m"], 9),
+    ],
+)
+def test_librispeech_presets_make_a_plan(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, presets: list[str], students: int
+) -> None:
+    monkeypatch.setenv("LIBRISPEECH", str(folder))
+    names = [f"librispeech-{name}" if name[0] != "s" or name == "streaming" else name for name in presets]
+    files = [REPOSITORY / f"workflow/configs/{name}.yaml" for name in names]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--directory", folder]
+    configs = ["--configfile", REPOSITORY / "config.yaml", *files]
+    run = subprocess.run([*map(str, [*command, *configs]), "--dry-run"], capture_output=True, text=True)
+    planned = jobs(run.stdout)
+    assert planned["train_student"] == students, run.stdout[-3000:] + run.stderr[-3000:]
+    assert planned["dump"] == (10 if presets[1] != "960h" else 200)
+    assert not planned.keys() & {"synth", "download"}
 
 
 def test_a_job_time_limit_reaches_the_trainers_and_retrains_nothing(results: Path, snakemake: Snakemake) -> None:
