@@ -144,6 +144,8 @@ class CorpusConfig(Section):
             raise ValueError(
                 f"min_duration_s {self.min_duration_s:g} is not below max_duration_s {self.max_duration_s:g}"
             )
+        if len({f"{speed:g}" for speed in self.speeds}) < len(self.speeds):
+            raise ValueError(f"corpus.speeds {self.speeds} has a speed twice: ids would not be unique")
         return self
 
 
@@ -457,6 +459,10 @@ class TargetsConfig(Section):
     def _fits(self) -> TargetsConfig:
         if self.lm_weight > 0 and not self.search.lm:
             raise ValueError("lm_weight > 0 needs a language model: set search.lm (and search.type: beam)")
+        if self.search.lm and self.lm_weight == 0:
+            raise ValueError(
+                f"search.lm: {self.search.lm} does nothing with lm_weight 0: set lm_weight, or leave it out"
+            )
         hypotheses = self.search.beam if self.search.type == "beam" else 1
         if self.nbest > hypotheses:
             raise ValueError(f"nbest {self.nbest} needs a search that keeps as many hypotheses, this one: {hypotheses}")
@@ -535,17 +541,18 @@ class Config(Section):
             raise ValueError(f"systems: '{taken}' is the name of a stage; choose another")
         for name in self.target_sets:
             self.target_set(name)
-        for name in self.systems:
-            used = self.system(name).targets
-            if self.system(name).reads_targets and used not in self.target_sets:
-                raise ValueError(f"systems.{name}: targets '{used}' is none of target_sets {sorted(self.target_sets)}")
         if self.report.baseline not in self.systems:
             raise ValueError(f"report.baseline '{self.report.baseline}' is none of the systems {sorted(self.systems)}")
         for name in self.sweep:
             if name not in self.systems:
                 raise ValueError(f"sweep: '{name}' is none of the systems {sorted(self.systems)}")
-        self.runs()
-        self.sweep_runs()
+        for source, runs in {"systems": self.runs(), "sweep": self.sweep_runs()}.items():
+            for name, config in runs.values():
+                if config.reads_targets and config.targets not in self.target_sets:
+                    known = sorted(self.target_sets)
+                    raise ValueError(f"{source}.{name}: targets '{config.targets}' is none of target_sets {known}")
+        for run in self.runs().keys() & self.sweep_runs().keys():
+            raise ValueError(f"sweep: a run would be called '{run}', as one of systems is: rename the system")
         return self
 
     def system(self, name: str) -> StudentConfig:

@@ -1,8 +1,8 @@
 """The transducer loss -log P(y | x) in plain torch (Graves 2012, arXiv 1211.3711).
 
-Exact: the lattice is fp64. Lean: there is one buffer of the logits' size. Two ways of making a student emit earlier
-live in the same lattice and the same buffer: FastEmit (Yu et al. 2021, arXiv 2010.11148) and the delay penalty of k2
-(Kang et al. 2023, arXiv 2211.00490).
+Exact: the lattice is fp64. Lean: of the logits' size, only their gradient is kept. Two ways of making a student emit
+earlier live in the same lattice and the same buffer: FastEmit (Yu et al. 2021, arXiv 2010.11148) and the delay penalty
+of k2 (Kang et al. 2023, arXiv 2211.00490).
 
 Shapes: B utterances, T frames, U labels, V vocabulary with blank = 0.
 """
@@ -62,7 +62,7 @@ def node_log_probs(logits_BTUV: Tensor, labels_BU: Tensor) -> tuple[Tensor, Tens
 
 
 class _TransducerLoss(torch.autograd.Function):
-    """The gradient is known in closed form; it is computed with the loss, in the buffer that is handed back."""
+    """The gradient is known in closed form; it is computed with the loss, and scaled when it is asked for."""
 
     @staticmethod
     def forward(

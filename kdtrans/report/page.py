@@ -91,9 +91,9 @@ def error_rates(results: Results) -> str:
         parts += ["<h3>Latency and emission delay</h3>", table]
         parts.append(
             _note(
-                "Latency: how far the encoder looks ahead of a frame, by construction. Delay: how much later than the "
-                "teacher a label of the reference is emitted, on the Viterbi paths of both: median, 90th percentile in "
-                "brackets, and mean over all labels."
+                "Latency: how long the first sound of a chunk waits for the last that its frames need, by design. "
+                "Delay: how much later than the teacher a label of the reference is emitted, on the Viterbi paths of "
+                "both: median, 90th percentile in brackets, and mean over all labels."
             )
         )
     if results.conditions(dev=True):
@@ -122,6 +122,9 @@ def data_section(data: Mapping[str, Any]) -> str:
         parts.append(html_table(["split", "failed check", "outcome", "utterances", "hours"], reasons, labels=3))
     else:
         parts.append('<p class="note">Every utterance passed the checks.</p>')
+    if len(speeds := data.get("speeds", [])) > 1:
+        told = ", ".join(f"{speed:g}" for speed in speeds)
+        parts.append(_note(f"Kept training audio counts at each of its speeds, {told}; what was found counts once."))
     shared = [f"{count:,} in {pair}" for pair, count in data.get("shared_speakers", {}).items() if count]
     if shared:
         parts.append(f'<p class="note">Speakers that two splits share: {escape(", ".join(shared))}.</p>')

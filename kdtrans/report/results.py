@@ -216,7 +216,7 @@ def read_results(
             raise ContractError(f"{path}: {name} is already in {runs[score.run]}: give each score once")
         runs[score.run] = path
     groups = {key: _pool(list(paths.values()), summaries) for key, paths in grouped.items()}
-    if control not in {score.system for score in summaries.values()}:
+    if control and not {control, STREAMING + control} & {score.system for score in summaries.values()}:
         control = None
     rows = [
         Row(

@@ -57,7 +57,7 @@ def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> Non
                 _merge(summary["splits"][split], size_of(cuts), "counted", text_problems(cuts, pieces))
                 write_cuts(cuts, out_dir / split / "cuts.00000.jsonl.gz")
                 record[split] = len(cuts)
-        write_json(out_dir / "summary.json", summary)
+        write_json(out_dir / "summary.json", {**summary, "speeds": corpus.speeds})
 
 
 def check_train(
@@ -66,13 +66,11 @@ def check_train(
     """What is kept of train-labelled and of train-unlabelled, in this order, at every speed, and what is dropped.
 
     Raises:
-        ValueError: naming the utterance, when a check fails whose policy is `fail`, or when a speed is given twice.
+        ValueError: naming the utterance, when a check fails whose policy is `fail`.
     """
     from kdtrans.data.manifest import text_of
     from kdtrans.data.prepare import Tally, refuse_or_drop
 
-    if len(set(corpus.speeds)) < len(corpus.speeds):
-        raise ValueError(f"corpus.speeds {corpus.speeds} has a speed twice: ids would not be unique")
     parts: dict[str, tuple[list[MonoCut], Tally]] = {
         "train-labelled": ([], Tally()),
         "train-unlabelled": ([], Tally()),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 RECOGNISED = (
     "manifests (.jsonl.gz), target shards, hypotheses, alignments and per-utterance counts (.parquet), "
-    "checkpoints (.pt), score summaries (.score.json), and directories of these"
+    "checkpoints and LSTM language models (.pt), score summaries (.score.json), and directories of these"
 )
 
 
@@ -67,11 +67,16 @@ def describe(file: Path, tokenizer: Path | None = None) -> Description | None:
 
 
 def _describe_checkpoint(file: Path) -> Description:
-    """A finished model (contracts.MODEL_KEYS), or the state that a trainer resumes from."""
+    """A finished model (contracts.MODEL_KEYS), the state that a trainer resumes from, or an LSTM language model."""
     from kdtrans.report.describe import Description
     from kdtrans.training.checkpoint import load_torch, read_model
 
     content = load_torch(file)
+    if "lm" in content:
+        facts = {key: str(content[key]) for key in ("vocab_size", "tokenizer_sha256")}
+        facts |= {"dev perplexity": f"{content['dev_perplexity']:.2f} a piece", "config": json.dumps(content["config"])}
+        line = f"LSTM, dev perplexity {content['dev_perplexity']:.2f}"
+        return Description("language model", line, facts)
     if "average" in content:
         step, weights = content["step"], content["average"]
         best_step, best_wer = content.get("best", (step, content.get("dev_wer")))

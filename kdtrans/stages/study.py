@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def main(summaries: list[str], out: Path, machine: str = "", date: str = "") -> None:
+def main(summaries: list[str], out: Path, machine: str | None = None, date: str | None = None) -> None:
     """Write OUT.json and OUT.md: every system of every finished run, on its test sets.
 
     Args:

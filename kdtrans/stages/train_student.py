@@ -63,6 +63,11 @@ def main(
         if teacher is None:
             raise ValueError(f"{config}: kd.loss {settings.kd.loss} runs the teacher: give --teacher")
         beside = load_model(teacher, pieces)
+        if store is not None and beside.fingerprint != teacher_sha256:
+            raise ContractError(
+                f"{teacher} is teacher {beside.fingerprint[:12]}, but the pseudo text of {index} is by teacher "
+                f"{teacher_sha256[:12]}: give the teacher that dumped the targets, or dump again"
+            )
         inputs.append(teacher)
     examples, dropped = student_examples(read_cuts(train), pieces, settings, store)
     torch.manual_seed(settings.training.seed)

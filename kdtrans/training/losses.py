@@ -89,7 +89,7 @@ def transducer_losses(
         elif kd.loss == "full_sum" and batch.teacher_totals_B is not None:
             # FastEmit and the delay penalty change the lattice or its gradient: then the plain one is summed too.
             plain_B = transducer_loss(*grid) if config.fastemit or config.delay_penalty else loss_B
-            losses["loss_kd"] = full_sum_loss(batch.teacher_totals_B, -plain_B, kd)
+            losses["loss_kd"] = full_sum_loss(batch.teacher_totals_B, -plain_B)
         elif kd.runs_teacher:
             assert teacher is not None, f"kd.loss {kd.loss} runs the teacher: give it"
             losses |= grid_losses(student, batch, kd, teacher)
@@ -117,25 +117,27 @@ def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | Shift
     assert batch.targets is not None
     check_frames(batch, student.frames_B)
     utterances = len(batch.utt_ids)
+    measured: Losses = {}
     if isinstance(shift, ShiftTracker):
-        shift.observe(
-            student.logits_BTUV, batch.labels_BU, student.frames_B, batch.label_lengths_B, targets=batch.targets
-        )
-    tau = shift.frames if isinstance(shift, ShiftTracker) else shift
+        shift.observe(student.logits_BTUV, batch.labels_BU, student.frames_B, batch.label_lengths_B, batch.targets)
+        shift = shift.frames
+        measured = {"kd_shift": torch.tensor(float(shift))}
     outputs = (student.join, student.enc_BTJ, student.pred_BUJ)
     if kd.window:
-        shifts = range(tau - kd.window, tau + kd.window + 1)
+        shifts = range(shift - kd.window, shift + kd.window + 1)
         loss, dropped = window_loss(*outputs, batch.targets, student.frames_B, shifts, kd, utterances)
     else:
-        targets = batch.targets.shifted(tau, student.frames_B)
+        targets = batch.targets.shifted(shift, student.frames_B)
         dropped = len(batch.targets) - len(targets)
         loss = one_best_loss(gather_logits(*outputs, targets), targets, kd, utterances)
-    measured = {"kd_shift": torch.tensor(float(tau))} if isinstance(shift, ShiftTracker) else {}
     return {"loss_kd": loss, **_dropped(dropped, utterances), **measured}
 
 
 def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transducer) -> Losses:
-    """Distillation over the whole grid, as far as both have it: the teacher joins its stored encoder output."""
+    """Distillation over the whole grid, as far as both have it: the teacher joins its stored encoder output.
+
+    What the teacher has beyond the student's last frame is dropped (a frame offset of 0).
+    """
     assert batch.teacher_BTJ is not None
     assert batch.teacher_frames_B is not None
     check_frames(batch, student.frames_B)

@@ -46,6 +46,7 @@ class BatchedMuon(torch.optim.Muon):
 
     The same update up to bf16 rounding, in a third of the time where a small model's matrices are many: torch's takes
     one matrix after the other, and on a CPU that was a third of a student's training step.
+    Always with Nesterov momentum and AdamW's root mean square: `nesterov` and `adjust_lr_fn` choose nothing else here.
     """
 
     @torch.no_grad()
@@ -62,15 +63,15 @@ class BatchedMuon(torch.optim.Muon):
             momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
-            for place, update in enumerate(orthogonalised(list(updates), group["ns_coefficients"], group["ns_steps"])):
-                # Scaled to the root mean square of AdamW's updates.
-                scale = 0.2 * max(update.shape) ** 0.5
-                matrices[place].mul_(1.0 - group["lr"] * group["weight_decay"])
-                matrices[place].add_(update, alpha=-group["lr"] * scale)
+            directions = orthogonalised(list(updates), group["ns_coefficients"], group["ns_steps"], group["eps"])
+            for matrix, direction in zip(matrices, directions, strict=True):
+                scale = 0.2 * max(direction.shape) ** 0.5  # to the root mean square of AdamW's updates
+                matrix.mul_(1.0 - group["lr"] * group["weight_decay"])
+                matrix.add_(direction, alpha=-group["lr"] * scale)
 
 
 def orthogonalised(
-    matrices: list[Tensor], coefficients: tuple[float, float, float], iterations: int, smallest: float = 1.0e-7
+    matrices: list[Tensor], coefficients: tuple[float, float, float], iterations: int, smallest: float
 ) -> list[Tensor]:
     """The nearest (semi-)orthogonal matrix of each, roughly, by Newton-Schulz iterations in bf16 (Jordan et al. 2024).
 

@@ -60,11 +60,11 @@ def train_model(
     """
     training = config.training
     if not examples:
-        raise ValueError("there is no utterance to train on: look at data/summary.json for what was dropped")
-    hours = {
-        part: sum(e.cut.duration for e in examples if e.labelled == (part == "labelled")) / 3600
-        for part in ("labelled", "unlabelled")
-    }
+        raise ValueError(
+            f"there is no utterance to train on: left out here: {dict(dropped) or 'none'} (see student.filters); "
+            "what was dropped before is in data/summary.json"
+        )
+    hours = hours_of(examples)
     print(
         f"{model.num_parameters / 1e6:.2f} M parameters, {len(examples)} utterances, "
         f"{hours['labelled']:.2f} h labelled, {hours['unlabelled']:.2f} h unlabelled, "
@@ -116,6 +116,14 @@ def train_model(
     return 0
 
 
+def hours_of(examples: list[Example]) -> dict[str, float]:
+    """Hours of `labelled` and of `unlabelled` audio."""
+    seconds = {"labelled": 0.0, "unlabelled": 0.0}
+    for example in examples:
+        seconds["labelled" if example.labelled else "unlabelled"] += example.cut.duration
+    return {part: total / 3600 for part, total in seconds.items()}
+
+
 def training_batches(
     examples: list[Example],
     order: BatchOrder,
@@ -152,12 +160,12 @@ def teacher_outputs(teacher: Transducer) -> Extract:
 def largest_grids(examples: list[Example], order: BatchOrder, vocab_size: int) -> int:
     """Bytes of the teacher's and the student's fp32 logits over the grid, in the largest batch of the first epoch."""
 
-    def nodes(batch: list[int]) -> float:
+    def cells(batch: list[int]) -> float:
         frames = max(examples[i].cut.duration for i in batch) * 1000 / FRAME_SHIFT_MS
         labels = max(len(labelling.labels) for i in batch for labelling in examples[i].labellings)
         return len(batch) * frames * (labels + 1)
 
-    return round(2 * max(map(nodes, order.epoch(0))) * vocab_size * 4)
+    return round(2 * max(map(cells, order.epoch(0))) * vocab_size * 4)
 
 
 def identity_of(config: TeacherConfig | StudentConfig, inputs: list[Path]) -> dict[str, Any]:

@@ -122,6 +122,26 @@ def alignments_of(runs):
     return expand(f"{R}/align/{{run}}/{{testset}}.parquet", run=runs, testset=list(CFG.corpus.test))
 
 
+def distils_from(wildcards):
+    """What a run learns from: target shards with their index, the teacher itself, or, a baseline, from neither."""
+    config = STUDENTS[wildcards.run].config
+    shards = {"targets": shards_of(config.targets), "index": index_of(config.targets)} if config.reads_targets else {}
+    return shards | ({"teacher": TEACHER, "gate": ancient(rules.gate.output.gate)} if config.kd.runs_teacher else {})
+
+
+def reported(paths):
+    """What the report reads of these: all, or what is there."""
+    return [path for path in paths if not CFG.report.finished_only or Path(path).exists()]
+
+
+def sweep_scores(wildcards):
+    """What a sweep is judged by: dev, decoded with the first of the searches that are for every system."""
+    if not SWEEP_RUNS:
+        raise WorkflowError("sweep is empty: name a system, keys and values, as in {kd: {kd.weight: [0.2, 0.5]}}")
+    search, *_ = searches_of("teacher")
+    return [f"{R}/decode/{run}/{search}/dev.score.json" for run in SWEEP_RUNS]
+
+
 def option(flag, value):
     """A command-line option, or nothing where its value is empty."""
     return f"{flag} {value}" if value else ""

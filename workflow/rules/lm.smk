@@ -1,9 +1,12 @@
 """Transcripts and text -> token language models. Each is made only where a search of the configuration uses it."""
 
+# Not the shards: they hold a transcript once for each of corpus.speeds, which would multiply the counts of an n-gram.
+TRANSCRIPTS = f"{R}/data/prepared/train.jsonl.gz"
+
 
 rule lm:
     input:
-        cuts=TRAIN_CUTS,
+        cuts=TRANSCRIPTS,
         tokenizer=TOKENIZER,
         corpus_text=f"{R}/corpus/lm.txt" if MAKES_CORPUS else [],
         given=[*CFG.lm.texts, *([CFG.lm.arpa] if CFG.lm.arpa else [])],
@@ -24,7 +27,7 @@ rule lm:
 
 rule lstm_lm:
     input:
-        cuts=TRAIN_CUTS,
+        cuts=TRANSCRIPTS,
         dev=DEV_CUTS,
         tokenizer=TOKENIZER,
         corpus_text=f"{R}/corpus/lm.txt" if MAKES_CORPUS else [],

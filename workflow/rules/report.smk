@@ -5,16 +5,15 @@ RUN_METRICS = {"teacher": f"{R}/teacher/checkpoints/metrics.jsonl"} | {
 }
 
 
-def reported(paths):
-    """What the report reads of these: all, or what is there."""
-    return [path for path in paths if not CFG.report.finished_only or Path(path).exists()]
+# A run's alignments may be finished before its first score: then the report leaves it out altogether.
+REPORTED = [run for run in ["teacher", *RUNS] if reported(decodings_of([run], "score.json"))]
 
 
 rule report:
     input:
-        scores=reported(decodings_of(["teacher", *RUNS], "score.json")),
-        rows=reported(decodings_of(["teacher", *RUNS], "score.parquet")),
-        alignments=reported(alignments_of(["teacher", *RUNS])),
+        scores=reported(decodings_of(REPORTED, "score.json")),
+        rows=reported(decodings_of(REPORTED, "score.parquet")),
+        alignments=reported(alignments_of(REPORTED)),
         data_summary=rules.check.output.summary,
         indices=reported(index_of(name) for name in target_sets_of(RUNS)),
         unlabelled_text=rules.prepare.output.unlabelled_text,
@@ -31,10 +30,11 @@ rule report:
         cfg=SECTIONS["report"],
         # Beside the checkpoints: no declared output.
         metrics=[f"{run}={path}" for run, path in RUN_METRICS.items() if reported([path])],
+        alignments=lambda w, input: option("--alignments", input.alignments),
         indices=lambda w, input: option("--indices", input.indices),
         out_dir=lambda w, output: Path(output.page).parent,
     shell:
-        "exec kdtrans report --config {params.config} --scores {input.scores} --alignments {input.alignments}"
+        "exec kdtrans report --config {params.config} --scores {input.scores} {params.alignments}"
         " --data-summary {input.data_summary} --metrics {params.metrics} {params.indices}"
         " --unlabelled-text {input.unlabelled_text} --out-dir {params.out_dir} > {log} 2>&1"
 
@@ -42,13 +42,6 @@ rule report:
 rule sweep:  # only when it is asked for: `snakemake sweep`
     input:
         f"{R}/report/sweep.txt",
-
-
-def sweep_scores(wildcards):
-    """What a sweep is judged by: dev, decoded with the first search."""
-    if not SWEEP_RUNS:
-        raise WorkflowError("sweep is empty: name a system, keys and values, as in {kd: {kd.weight: [0.2, 0.5]}}")
-    return [f"{R}/decode/{run}/{list(SEARCHES)[0]}/dev.score.json" for run in SWEEP_RUNS]
 
 
 rule choose:

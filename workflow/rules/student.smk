@@ -6,13 +6,6 @@ rule students:
         expand(f"{R}/systems/{{run}}/model.pt", run=RUNS),
 
 
-def distils_from(wildcards):
-    """What a run learns from: target shards with their index, the teacher itself, or, a baseline, from neither."""
-    config = STUDENTS[wildcards.run].config
-    shards = {"targets": shards_of(config.targets), "index": index_of(config.targets)} if config.reads_targets else {}
-    return shards | ({"teacher": TEACHER, "gate": ancient(rules.gate.output.gate)} if config.kd.runs_teacher else {})
-
-
 rule train_student:
     input:
         unpack(distils_from),

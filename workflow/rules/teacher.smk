@@ -17,9 +17,9 @@ rule train_teacher:
     log:
         f"{R}/logs/train_teacher.log",
     priority: 2  # everything but the baseline waits for it
-    threads: min(8, max(1, (os.cpu_count() or 1) // 2))  # and the baseline trains beside it
     conda:
         "../../envs/kdtrans.yaml"
+    threads: min(8, max(1, (os.cpu_count() or 1) // 2))  # and the baseline trains beside it
     params:
         config=f"{R}/config/teacher.yaml",
         cfg={key: value for key, value in SECTIONS["teacher"].items() if key != "max_wer"},

@@ -177,7 +177,7 @@ def make_run(folder: Path, utterances: int = 60) -> dict[str, Any]:
         "train-labelled": {**kept, "found": found, "dropped": lost, "counted": {}},
         "dev": {**kept, "found": kept, "dropped": {}, "counted": {"out_of_duration": {"utterances": 1, "hours": 0.01}}},
     }
-    write_json(folder / "summary.json", {"splits": splits, "shared_speakers": {"train & dev": 2}})
+    write_json(folder / "summary.json", {"splits": splits, "shared_speakers": {"train & dev": 2}, "speeds": [0.9, 1]})
     shards = [
         {"path": "results/part-00000.parquet", "utterances": 240, "nodes": 91_000, "bytes": 5_400_000, "hours": 1.2}
     ]

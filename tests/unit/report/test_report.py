@@ -81,6 +81,7 @@ def test_writes_table_summary_and_page(made_run: dict[str, Any], capsys: pytest.
     for part in ("Word error rate", "Training", "Data", "Targets", "errs most", "Provenance", "too short for labels"):
         assert part in page
     assert "Speakers that two splits share: 2 in train &amp; dev." in page
+    assert "at each of its speeds, 0.9, 1;" in page
     assert page.count("<polyline") == 2 * 13
     colours = re.findall(r"stroke: (var\(--c\d\))[^>]*><title>kd_unlabelled-seed\d", page)
     assert len(colours) == 2 * 3
@@ -208,6 +209,10 @@ def test_streaming_systems_are_compared_with_their_twin(tmp_path: Path, score_wr
     against = {row.system: row.baseline and row.baseline.system for row in read_results(scores, "baseline").rows}
     expected = {"baseline": None, "streaming_baseline": None, "streaming_kd": "streaming_baseline", "kd": "baseline"}
     assert against == expected
+    twin_alone = read_results(scores[1:3], "none", control="baseline").row("streaming_kd", ("test", "greedy"))
+    assert twin_alone is not None
+    assert twin_alone.control is not None
+    assert twin_alone.control.system == "streaming_baseline"
     without = read_results([scores[0], scores[2]], "baseline").row("streaming_kd", ("test", "greedy"))
     assert without is not None
     assert without.baseline is not None

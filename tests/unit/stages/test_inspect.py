@@ -40,6 +40,8 @@ def folder(tmp_path: Path) -> Path:
     facts = {"kind": "student", "step": 7, "dev_wer": 12.5, "config": {"joiner_dim": 8}, "state_dict": state}
     torch.save({**dict.fromkeys(MODEL_KEYS), **facts}, tmp_path / "model.pt")
     torch.save({"optimizers": [], "step": 9, "best": [5, 33.0], "average": state}, tmp_path / "last.pt")
+    content = {"lm": "lstm", "config": {"dim": 8}, "vocab_size": 5, "tokenizer_sha256": "abc", "dev_perplexity": 3.25}
+    torch.save({**content, "state_dict": {}}, tmp_path / "lstm.pt")
     return tmp_path
 
 
@@ -51,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
         ("test.parquet", ["turn off", "lm_weight", "0.3"]),
         ("align.parquet", ["alignments", "-2.50", "0.04:5 0.12:6"]),
         ("model.pt", ["student", "12.50 %", "400, of which decoding uses 300", "75.0 %"]),
+        ("lstm.pt", ["language model", "3.25 a piece", '"dim": 8']),
         ("last.pt", ["training state", "33.00 % at step 5"]),
     ],
 )

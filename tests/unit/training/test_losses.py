@@ -44,7 +44,9 @@ def make_batch(chosen: list[int], student: Transducer, teacher: Transducer) -> B
         utt_ids=[f"utt{i}" for i in chosen],
         features_BFC=torch.nn.utils.rnn.pad_sequence([features[i] for i in chosen], batch_first=True),
         lengths_B=lengths,
-        labels_BU=torch.nn.utils.rnn.pad_sequence([torch.tensor(LABELS[i]) for i in chosen], batch_first=True),
+        labels_BU=torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(LABELS[i], dtype=torch.long) for i in chosen], batch_first=True
+        ),
         label_lengths_B=torch.tensor([len(LABELS[i]) for i in chosen]),
         targets=None,
         teacher_frames_B=None,
@@ -169,6 +171,33 @@ def test_a_batch_without_targets_has_no_distillation_loss(name: str) -> None:
     batch.targets = batch.teacher_frames_B = batch.teacher_totals_B = None
     losses = transducer_losses(student, batch, CONFIG, KdConfig(weight=1.0, **KDS[name]))
     assert set(losses) == {"loss", "loss_transducer", "loss_ctc"}
+
+
+@pytest.mark.parametrize("name", ["one_best", "window"])
+def test_an_utterance_without_targets_counts_as_0(name: str) -> None:
+    student, kd = make_model(1), KdConfig(weight=1.0, **KDS[name])
+    batch = make_batch([0, 1, 2], student, student)
+    assert batch.targets is not None
+    assert batch.teacher_frames_B is not None
+    batch.targets = batch.targets.select(batch.targets.utterance_N != 1)
+    batch.teacher_frames_B[1] = -1
+    alone = [transducer_losses(student, make_batch([i], student, student), CONFIG, kd)["loss_kd"] for i in (0, 2)]
+    losses = transducer_losses(student, batch, CONFIG, kd)
+    torch.testing.assert_close(losses["loss_kd"], (alone[0] + alone[1]) / 3)
+
+
+@pytest.mark.parametrize("name", KDS)
+def test_no_labels_and_single_frames_are_finite(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher, kd = make_model(1), make_model(2), KdConfig(weight=1.0, **KDS[name])
+    early = CONFIG.model_copy(update={"fastemit": 0.1, "delay_penalty": 0.1})
+    monkeypatch.setitem(globals(), "LENGTHS", [4, 1, 3])  # one encoder frame each
+    cases: list[list[list[int]]] = [[[], [], []], [[3], [], [2, 2]]]
+    for labels in cases:
+        monkeypatch.setitem(globals(), "LABELS", labels)
+        losses = transducer_losses(student, make_batch([0, 1, 2], student, teacher), early, kd, teacher)
+        gradients = torch.autograd.grad(losses["loss"], list(student.parameters()), allow_unused=True)
+        assert all(torch.isfinite(value) for value in losses.values())
+        assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
 
 
 def test_full_sum_is_over_the_plain_lattice_whatever_the_transducer_loss_is() -> None:

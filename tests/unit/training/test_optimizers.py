@@ -37,17 +37,18 @@ def test_matrices_of_one_shape_together_move_as_torch_moves_each_alone() -> None
 def test_a_matrix_without_gradient_stays() -> None:
     model = network()
     model[1].requires_grad_(False)
-    before = model[1].weight.clone()
+    weight = list(model.parameters())[1]
+    before = weight.detach().clone()
     optimizer = BatchedMuon(list(model.parameters()), lr=0.02, adjust_lr_fn="match_rms_adamw")
     model(torch.randn(8, 24)).square().mean().backward()
     optimizer.step()
-    assert torch.equal(model[1].weight, before)
+    assert torch.equal(weight, before)
 
 
 def test_singular_values_come_near_one_and_the_shape_stays() -> None:
     torch.manual_seed(0)
     matrices = [torch.randn(4, 9), torch.randn(9, 4), torch.randn(4, 9), torch.zeros(3, 3)]
-    for matrix, result in zip(matrices, orthogonalised(matrices, COEFFICIENTS, 5), strict=True):
+    for matrix, result in zip(matrices, orthogonalised(matrices, COEFFICIENTS, 5, 1e-7), strict=True):
         assert result.shape == matrix.shape
         values = torch.linalg.svdvals(result.float())
         assert ((values > 0.5) & (values < 1.4)).all() or not matrix.any()

@@ -13,6 +13,7 @@ from kdtrans.__main__ import main
 from kdtrans.artifacts import read_json
 from kdtrans.config import merge
 from kdtrans.data.batches import BatchOrder, Example, Labelling, load_features
+from kdtrans.data.manifest import text_of, write_cuts
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.training import shift
 from kdtrans.training.checkpoint import load_model, load_torch
@@ -73,6 +74,28 @@ def test_a_loss_that_runs_the_teacher_asks_for_it(
 ) -> None:
     assert main(command_of(toy, tmp_path / "run", {"kd": {"loss": "collapsed", "weight": 1.0}})) == 1
     assert "kd.loss collapsed runs the teacher: give --teacher" in capsys.readouterr().err
+
+
+def test_another_teacher_than_that_of_the_pseudo_text_is_refused(
+    toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = command_of(toy, tmp_path / "run", {"kd": {"loss": "collapsed", "weight": 1.0}}, teacher=True)
+    other = load_torch(toy.folder / "teacher" / "model.pt") | {"fingerprint": "f" * 64}
+    torch.save(other, tmp_path / "other.pt")
+    command[command.index("--teacher") + 1] = str(tmp_path / "other.pt")
+    assert main(command) == 1
+    assert "other.pt is teacher ffffffffffff, but the pseudo text" in capsys.readouterr().err
+
+
+def test_when_the_filters_leave_nothing_they_are_named(
+    toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = command_of(toy, tmp_path / "run", {"filters": {"min_confidence": 1.0}})
+    unlabelled = tmp_path / "unlabelled.jsonl.gz"
+    write_cuts([cut for cut in toy.cuts if text_of(cut) is None], unlabelled)
+    command[command.index("--train") + 1] = str(unlabelled)
+    assert main(command) == 1
+    assert "no utterance to train on: left out here: {" in capsys.readouterr().err
 
 
 def test_the_teachers_outputs_are_those_of_the_utterance_alone(toy: Workspace) -> None:
