@@ -143,6 +143,18 @@ def test_a_report_of_what_is_finished_makes_nothing_else(results: Path, snakemak
     assert jobs(snakemake("--dry-run", "report", over=over).stdout) == {"report": 1}
 
 
+def test_a_report_before_any_alignment_names_none(results: Path, snakemake: Snakemake) -> None:
+    aside = (results / "align").rename(results / "align.aside")
+    try:
+        over = "report: {finished_only: true}"
+        planned = snakemake("--dry-run", "report", "--printshellcmds", "--forcerun", "report", over=over).stdout
+    finally:
+        aside.rename(results / "align")
+    assert jobs(planned) == {"report": 1}
+    assert "kdtrans report --config" in planned
+    assert "--alignments" not in planned
+
+
 @pytest.mark.parametrize(
     ("presets", "students"),
     [
