@@ -43,7 +43,6 @@ def main(
         pieces = Tokenizer(tokenizer)
         sentences, unknown = read_sentences(cuts if settings.transcripts else [], files, pieces)
         dev_sentences, dev_unknown = read_sentences(dev, [], pieces)
-        torch.set_num_threads(1)  # matrices this small gain nothing from more, and the sums stay the same everywhere
         torch.manual_seed(settings.lstm.seed)
         model = LstmLm(pieces.vocab_size, settings.lstm)
         update, dev_perplexity = train(model, sentences, dev_sentences)
