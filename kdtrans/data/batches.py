@@ -265,23 +265,28 @@ def inference_batches(
 
 def load_features(cut: MonoCut, extract: Extract) -> Tensor:
     """Audio of a cut -> features (F, C); raises ValueError naming the cut when its audio cannot be read or used."""
-    from lhotse.audio.backend import audio_backend
-
     if cut.duration > LONGEST_S:
         raise ValueError(
             f"utterance {cut.id} lasts {cut.duration:.0f} s, but paths are stored for at most {LONGEST_S:.0f} s: cut it"
         )
+    waveform_S = load_waveform(cut)
+    try:
+        return extract(waveform_S)
+    except ValueError as error:
+        raise ValueError(f"utterance {cut.id}: {error}") from error
+
+
+def load_waveform(cut: MonoCut) -> Tensor:
+    """Samples (S,) of a cut, in [-1, 1]; raises ValueError naming the cut and its file when it cannot be read."""
+    from lhotse.audio.backend import audio_backend
+
     try:
         # libsndfile reads all formats here, NIST sph among them, for which lhotse would call a program of its own.
         with audio_backend("LibsndfileBackend"):
-            waveform = torch.from_numpy(cut.load_audio()[0])
+            return torch.from_numpy(cut.load_audio()[0])
     except Exception as error:  # lhotse wraps every backend's errors in its own types
         source = cut.recording.sources[0].source if cut.recording else "no recording"
         raise ValueError(f"utterance {cut.id}: cannot read {source} ({error})") from error
-    try:
-        return extract(waveform)
-    except ValueError as error:
-        raise ValueError(f"utterance {cut.id}: {error}") from error
 
 
 def _join_targets(targets: list[NodeTargets | None]) -> NodeTargets | None:

@@ -28,6 +28,7 @@ def main(model: Path, tokenizer: Path, audio: list[Path], chunk_ms: int | None =
         chunk_ms: chunk of a streaming model, a multiple of 40; its own if left out.
     """
     from kdtrans.config import SearchConfig
+    from kdtrans.data.batches import load_waveform
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.conformer import ConformerEncoder, algorithmic_latency_ms
     from kdtrans.training.checkpoint import load_model, pick_device
@@ -45,7 +46,7 @@ def main(model: Path, tokenizer: Path, audio: list[Path], chunk_ms: int | None =
     if latency_ms is not None:
         warm_up(system, latency_ms, max_symbols)
     for path, cut in zip(audio, cuts, strict=True):
-        waveform_S = load_waveform(path, cut)
+        waveform_S = load_waveform(cut)
         try:
             if latency_ms is None:
                 tokens = decode_whole(system, waveform_S, max_symbols)
@@ -68,18 +69,6 @@ def open_mono(path: Path) -> MonoCut:
     if cut.recording.num_channels > 1:
         raise ValueError(f"{path} has {cut.recording.num_channels} channels, transcribe reads one: mix or split them")
     return cut
-
-
-def load_waveform(path: Path, cut: MonoCut) -> Tensor:
-    """Samples (S,) at 16 kHz; raises ValueError naming the file when it cannot be read."""
-    import torch
-    from lhotse.audio.backend import audio_backend
-
-    try:
-        with audio_backend("LibsndfileBackend"):  # as in training; lhotse has programs of its own for some formats
-            return torch.from_numpy(cut.load_audio()[0])
-    except Exception as error:  # lhotse wraps every backend's errors in its own types
-        raise ValueError(f"{path} cannot be read ({error})") from error
 
 
 def decode_whole(model: Transducer, waveform_S: Tensor, max_symbols: int) -> list[int]:
