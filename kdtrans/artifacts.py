@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import resource
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
@@ -26,10 +27,16 @@ RECORDED_PACKAGES = ("kdtrans", "torch", "torchaudio", "transformers", "lhotse",
 def write_whole(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it into place, on failure remove it.
 
-    Readers therefore see the old file or the new one, never a part: rename is atomic on one file system.
+    Readers therefore see the old file or the new one, never a part: rename is atomic on one file system. What a killed
+    writer of the same file has left is removed first: an artifact has one writer at a time.
+
+    Raises:
+        OSError: naming the file, when the disk is full or cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+        left.unlink(missing_ok=True)
     # The suffix stays last, because writers such as gzip and soundfile choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -37,6 +44,10 @@ def write_whole(path: Path | str) -> Iterator[Path]:
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
+    except OSError as error:
+        if error.errno is None or str(path) in str(error):
+            raise
+        raise OSError(error.errno, f"{os.strerror(error.errno)}: cannot write {path}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,6 +77,12 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_files(paths: Iterable[Path]) -> str:
+    """Hex SHA-256 of the names and contents of files, in the order given."""
+    lines = [f"{sha256_file(path)}  {path.name}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 @cache
 def code_revision() -> str:
     """The git revision of this source tree, `+` appended when it has uncommitted changes; the version outside git."""
@@ -90,7 +107,7 @@ def package_versions() -> dict[str, str]:
 def run_record(
     artifact: Path | str, stage: str, config: Any, inputs: list[Path] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Write `<artifact>.run.json` when the block ends without an error.
+    """Write `<artifact>.run.json` when the block ends without an error; a record of an earlier run is removed first.
 
     Args:
         artifact: the file that the stage makes.
@@ -103,6 +120,7 @@ def run_record(
     """
     started = time.perf_counter()
     extra: dict[str, Any] = {}
+    Path(f"{artifact}.run.json").unlink(missing_ok=True)  # it would pass for the record of what this run writes
     yield extra
     record = {
         "stage": stage,

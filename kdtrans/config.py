@@ -441,7 +441,11 @@ class SearchConfig(Section):
 
 class TargetsConfig(Section):
     top_k: Annotated[int, Field(ge=1)] = 8
-    """Classes whose log-probability is stored at each node; the rest is one tail class."""
+    """Most classes whose log-probability is stored at each node; the rest is one tail class."""
+    min_probability: Fraction = 1.0e-4
+    """Classes less probable than this are left to the tail; the most probable one always stays."""
+    logp_step: Annotated[float, Field(ge=0, le=0.25)] = 0.0625
+    """Log-probabilities but a node's first are rounded down to multiples of this, nats; 0: not rounded."""
     search: SearchConfig = SearchConfig()
     """Search that makes paths and pseudo text for unlabelled audio."""
     unlabelled_path: Literal["search", "viterbi"] = "search"

@@ -4,13 +4,14 @@
     data/prepared/{split}.jsonl.gz          manifest of a split as the corpus has it; summary.json: hours by reason
     data/prepared/unlabelled_text.jsonl     the text of unlabelled audio where it is known; for one diagnostic only
     data/{split}/cuts.NNNNN.jsonl.gz        manifest      MonoCuts at 16 kHz, one supervision; text null = unlabelled
-    data/summary.json                       hours in, kept and dropped, by split and reason
+    data/summary.json                       hours in, kept and dropped, by split and reason; a hash of all train shards
     tokenizer/tokenizer.model               sentencepiece; id 0 is blank, id 1 unknown
     lm/lm.arpa, lm/lstm.pt                  n-gram and LSTM over token pieces
     teacher/model.pt                        checkpoint    see MODEL_KEYS
     teacher/gate.json                       dev WER of the teacher and the limit it kept
     targets/{set}/train/part-NNNNN.parquet  paths and distributions; see TARGETS
-    targets/{set}/train/index.json          the shards after their check: teacher, tokenizer, counts
+    targets/{set}/train/index.json          the shards after their check: provenance, counts, hashes
+    targets/{set}/train/index.arrow         where each target lies, memory-mapped; see TARGETS_INDEX
     systems/{run}/model.pt                  checkpoint    see MODEL_KEYS; a run is a system, or one of its seeds
     */checkpoints/metrics.jsonl             training curves, a row a log step
     decode/{run}/{search}/lm_weight.json    the weight chosen on dev, and those tried
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ UNKNOWN = 1
 FRAME_SHIFT_MS = 40
 SAMPLE_RATE = 16000
 TOPOLOGY = "regular"  # a label stays on its frame, a blank moves to the next: T + U nodes
-TARGETS_VERSION = 2
+TARGETS_VERSION = 3
+TARGETS_READ = (2, 3)  # 2 is 3 without the classes below min_probability taken out: min_probability 0, logp_step 0
 
 
 class ContractError(ValueError):
@@ -55,8 +58,8 @@ TARGETS = pa.schema(
         ("origin", pa.string()),  # viterbi | greedy | beam | beam_lm: what found the labels
         ("num_frames", pa.uint16()),  # teacher frames of 40 ms, T
         ("path", pa.list_(pa.uint16())),  # tokens with blanks: the whole path, N = T + U nodes
-        ("topk_ids", pa.list_(pa.uint16())),  # node-major, k a node
-        ("topk_logp", pa.list_(pa.float16())),  # normalised over the full vocabulary
+        ("topk_ids", pa.list_(pa.uint16())),  # node-major, k a node; 0 where the log-probability is -inf
+        ("topk_logp", pa.list_(pa.float16())),  # normalised over the full vocabulary; -inf: class left out, in the tail
         ("path_logp", pa.float32()),  # log-probability of this path, nats
         ("total_logp", pa.float32()),  # full sum over the paths that spell the same labels, nats
         ("text", pa.string()),
@@ -64,6 +67,23 @@ TARGETS = pa.schema(
         ("frames_per_label", pa.float32()),
         ("repetition", pa.float32()),  # share of labels that repeat the label before them
     ]
+)
+
+TARGETS_INDEX = (
+    pa.schema(  # sorted by key, then rank; Arrow IPC, uncompressed, so that a lookup touches a few pages only
+        [
+            ("key", pa.uint64()),  # first 8 bytes, little-endian, of the BLAKE2b hash of utt_id
+            ("rank", pa.uint8()),
+            ("shard", pa.uint32()),  # position in index.json's `shards`
+            ("row_group", pa.uint16()),
+            ("row", pa.uint16()),  # within the row group
+            ("weight", pa.float32()),
+            ("num_frames", pa.uint16()),
+            ("num_labels", pa.uint16()),
+            ("confidence", pa.float32()),
+            ("repetition", pa.float32()),
+        ]
+    )
 )
 
 HYPOTHESES = pa.schema(
@@ -152,6 +172,8 @@ class TargetsFooter:
     lm_weight: float = 0.0
     code_revision: str = ""
     created: str = ""
+    min_probability: float = 0.0  # classes below it are left out of the k
+    logp_step: float = 0.0  # log-probabilities but the first of a node are multiples of it, nats; 0: as fp16 has them
     schema_version: int = TARGETS_VERSION
     blank: int = BLANK
     topology: str = TOPOLOGY
@@ -162,6 +184,23 @@ MODEL_KEYS = (
     *("kind", "config", "vocab_size", "tokenizer_sha256", "fingerprint", "step", "dev_wer", "state_dict"),
     "encoder_architecture",  # of a teacher's pre-trained encoder, so that its folder is needed no more; else None
 )
+
+
+def manifest_files(paths: Iterable[Path]) -> list[Path]:
+    """The manifest files among paths: files as they are, a folder as its cuts.NNNNN.jsonl.gz in order.
+
+    Commands take folders because thousands of paths do not fit on a command line.
+
+    Raises:
+        ContractError: naming a folder without manifests.
+    """
+    files = []
+    for path in paths:
+        found = sorted(path.glob("cuts.*.jsonl.gz")) if path.is_dir() else [path]
+        if not found:
+            raise ContractError(f"{path} has no cuts.NNNNN.jsonl.gz: name the folder of a split, or its manifests")
+        files += found
+    return files
 
 
 def read_manifest_lines(path: Path | str) -> list[str]:
@@ -224,7 +263,12 @@ def read_footer(path: Path | str) -> dict[str, str]:
         raise ContractError(
             f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
         ) from None
-    footer = {key.decode()[8:]: value.decode() for key, value in metadata.items() if key.startswith(b"kdtrans.")}
+    try:
+        footer = {key.decode()[8:]: value.decode() for key, value in metadata.items() if key.startswith(b"kdtrans.")}
+    except UnicodeDecodeError as error:
+        raise ContractError(
+            f"{path}: the footer is damaged ({error}): delete it and rerun the stage that makes it"
+        ) from None
     if not footer:
         raise ContractError(f"{path}: the footer has no kdtrans entries; it was not written by this workflow")
     return footer

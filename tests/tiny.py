@@ -51,7 +51,9 @@ class Workspace:
             words = [WORDS[j] for j in random.integers(len(WORDS), size=random.integers(1, 4))]
             labelled = i % 3 != 2
             cuts.append(self._cut(f"utt{i:02d}", 0.5 + 0.4 * len(words), " ".join(words) if labelled else None, random))
-        self.train, self.dev = folder / "train.jsonl.gz", folder / "dev.jsonl.gz"
+        self.train, self.dev = folder / "data" / "cuts.00000.jsonl.gz", folder / "dev.jsonl.gz"
+        self.teacher = folder / "teacher" / "model.pt"
+        self.part, self.index = folder / "targets" / "part-00000.parquet", folder / "targets" / "index.json"
         write_cuts(cuts, self.train)
         write_cuts([cut for cut in cuts if cut.supervisions[0].text][:3], self.dev)
         self.cuts = cuts
@@ -73,14 +75,14 @@ class Workspace:
         options = {"config": self.config("targets"), "model": teacher, "cuts": self.train, "tokenizer": self.tokenizer}
         return ["dump", *_flags(options), "--out", str(out)]
 
-    def verify_command(self, teacher: Path, targets: Path, out: Path) -> list[str]:
-        """Command line that checks targets and writes their index."""
-        options = {"targets": targets, "cuts": self.train, "model": teacher, "tokenizer": self.tokenizer}
-        return ["verify", *_flags(options), "--out", str(out)]
+    def verify_command(self, teacher: Path, folder: Path) -> list[str]:
+        """Command line that checks a folder with the targets of the training split and writes its index."""
+        options = {"cuts": self.train.parent, "model": teacher, "tokenizer": self.tokenizer}
+        return ["verify", str(folder), *_flags(options), "--out", str(folder / "index.json")]
 
-    def student_command(self, targets: Path, index: Path, out: Path) -> list[str]:
+    def student_command(self, index: Path, out: Path) -> list[str]:
         """Command line that trains the toy student."""
-        return [*self._training("student", out), *_flags({"targets": targets, "index": index})]
+        return [*self._training("student", out), *_flags({"index": index})]
 
     def _training(self, kind: str, out: Path) -> list[str]:
         options = {"config": self.config(kind), "train": self.train, "dev": self.dev, "tokenizer": self.tokenizer}

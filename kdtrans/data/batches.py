@@ -25,20 +25,38 @@ LONGEST_S = 65535 * FRAME_SHIFT_MS / 1000  # frames are stored as uint16
 
 
 @dataclass(frozen=True)
-class Labelling:
-    """Labels that an utterance may be trained on: its text, or one of the teacher's hypotheses.
+class Supervision:
+    """What one visit of an utterance is trained on.
 
     Args:
         labels: token ids.
-        weight: posterior among the utterance's labellings; they sum to 1.
-        load_targets: reads the teacher's distributions along the labels' path; None: there are none.
+        targets: the teacher's distributions along the labels' path; None: there are none.
         total_logp: the teacher's log P(labels | audio) over all paths, nats; None: unknown.
     """
 
     labels: tuple[int, ...]
-    weight: float = 1.0
-    load_targets: Callable[[], NodeTargets] | None = None
+    targets: NodeTargets | None = None
     total_logp: float | None = None
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Labels that an utterance may be trained on: its text, or one of the teacher's hypotheses.
+
+    Args:
+        num_labels: how many they are.
+        read: reads them, and what the teacher says along their path, when the utterance is visited.
+        weight: posterior among the utterance's labellings; they sum to 1.
+    """
+
+    num_labels: int
+    read: Callable[[], Supervision]
+    weight: float = 1.0
+
+
+def known(supervision: Supervision) -> Labelling:
+    """The only labelling of an utterance whose labels are at hand."""
+    return Labelling(len(supervision.labels), lambda: supervision)
 
 
 @dataclass(frozen=True)
@@ -172,7 +190,7 @@ class TrainingBatches(Dataset[Batch]):
         examples: all of them.
         order: which of them come together, and when; its seed also draws the labellings.
         features: a cut -> (F, C).
-        workers: processes that load audio; 0: none but this one.
+        workers: processes that load audio and targets; 0: none but this one.
         teacher: a cut -> the teacher's projected encoder output (T, J), where the teacher runs beside the student.
     """
 
@@ -192,8 +210,8 @@ class TrainingBatches(Dataset[Batch]):
         examples = [self.examples[i] for i in indices]
         # A function of the seed and the place in the stream: the same after a resume and in any loader process.
         random = np.random.default_rng((self.order.seed, *position))
-        labellings = [draw(example.labellings, random) for example in examples]
-        batch = collate([example.cut for example in examples], labellings, self.features, self.teacher)
+        read = [draw(example.labellings, random).read() for example in examples]
+        batch = collate([example.cut for example in examples], read, self.features, self.teacher)
         batch.position = position
         return batch
 
@@ -204,7 +222,7 @@ class TrainingBatches(Dataset[Batch]):
             batch_size=None,
             sampler=self.order.stream(start),
             num_workers=self.workers,
-            # Examples hold closures and open tables, which other ways of starting a process would have to pickle.
+            # Examples hold closures and a memory map, which other ways of starting a process would have to pickle.
             multiprocessing_context="fork" if self.workers else None,
         )
         return iter(loader)
@@ -220,16 +238,16 @@ def draw(labellings: tuple[Labelling, ...], random: np.random.Generator) -> Labe
 
 def collate(
     cuts: list[MonoCut],
-    labellings: list[Labelling],
+    read: list[Supervision],
     features: Callable[[MonoCut], Tensor],
     teacher: Callable[[MonoCut], Tensor] | None = None,
 ) -> Batch:
-    """Load, pad and stack utterances, each with one labelling; `features` and `teacher` as in TrainingBatches."""
+    """Load, pad and stack utterances with their supervisions; `features` and `teacher` as in TrainingBatches."""
     inputs = [features(cut) for cut in cuts]
-    labels = [torch.tensor(labelling.labels, dtype=torch.long) for labelling in labellings]
-    targets = [labelling.load_targets() if labelling.load_targets else None for labelling in labellings]
+    labels = [torch.tensor(supervision.labels, dtype=torch.long) for supervision in read]
+    targets = [supervision.targets for supervision in read]
     frames = [-1 if target is None else int(target.t_N[-1]) + 1 for target in targets]
-    totals = [math.nan if labelling.total_logp is None else labelling.total_logp for labelling in labellings]
+    totals = [math.nan if supervision.total_logp is None else supervision.total_logp for supervision in read]
     outputs = [teacher(cut) for cut in cuts] if teacher else None
     return Batch(
         utt_ids=[cut.id for cut in cuts],

@@ -14,11 +14,11 @@ from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
 
 from kdtrans.artifacts import write_whole
-from kdtrans.contracts import SAMPLE_RATE, ContractError, read_manifest_lines
+from kdtrans.contracts import SAMPLE_RATE, ContractError, manifest_files, read_manifest_lines
 
 
 def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
-    """Read manifest files, in the order given.
+    """Read manifest files, or all of a folder (`manifest_files`), in the order given.
 
     Raises:
         ContractError: naming the file that is missing, cut short, not a manifest of MonoCuts at 16 kHz with one
@@ -26,7 +26,7 @@ def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
     """
     cuts: list[MonoCut] = []
     seen: dict[str, Path] = {}
-    for path in paths:
+    for path in manifest_files(paths):
         for number, line in enumerate(read_manifest_lines(path), 1):
             cut = _parse(line, f"{path}:{number}")
             if cut.id in seen:

@@ -6,7 +6,7 @@ The encoder and predictor outputs are gathered at the path's nodes first and joi
 gradient as indexing the T x U x V grid, without the grid.
 
 Shapes: B utterances, T frames, U labels, J joiner width, V vocabulary, N nodes of the whole batch (no padding),
-K stored classes a node, C classes compared (the K and a tail), S shifts.
+K classes a node, those left out among them, C classes compared (the K and a tail), S shifts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdtrans.config import KdConfig
 from kdtrans.contracts import BLANK
+from kdtrans.lattice.recursion import IMPOSSIBLE
 
 TINY = 1.0e-7  # smallest tail mass; below fp32's resolution of 1 - p
 
@@ -31,7 +32,7 @@ class NodeTargets:
     t_N: Tensor  # frame of the student's grid
     u_N: Tensor  # labels emitted before
     ids_NK: Tensor  # the K most probable classes
-    logp_NK: Tensor  # their log-probabilities, normalised over the full vocabulary
+    logp_NK: Tensor  # their log-probabilities, normalised over the full vocabulary; -inf: left out, part of the tail
 
     def __len__(self) -> int:
         return len(self.t_N)
@@ -60,6 +61,8 @@ def gather_logits(join: Join, enc_BTJ: Tensor, pred_BUJ: Tensor, targets: NodeTa
 
 def one_best_loss(logits_NV: Tensor, targets: NodeTargets, config: KdConfig, batch: int) -> Tensor:
     """KL from the teacher's to the student's distribution over the stored classes and, for all others, a tail class.
+
+    A node's stored classes are those with a finite log-probability; the student's mass of all others is in its tail.
 
     Args:
         logits_NV: the student's logits at the targets' nodes.
@@ -146,8 +149,14 @@ def widened(values: Tensor) -> Tensor:
 
 
 def _node_divergence(logits_NV: Tensor, targets: NodeTargets, config: KdConfig) -> Tensor:
-    teacher_NC = targets.logp_NK.float()
-    student_NC = widened(logits_NV).log_softmax(1).gather(1, targets.ids_NK)
-    if targets.ids_NK.shape[1] < logits_NV.shape[1]:  # all classes stored: there is no tail to blow up by temperature
-        teacher_NC, student_NC = with_tail(teacher_NC), with_tail(student_NC)
+    # IMPOSSIBLE for -inf, in both: a class left out is in both tails and adds 0 here, where inf - inf would be nan.
+    teacher_NK = targets.logp_NK.float().clamp(min=IMPOSSIBLE)
+    is_left_out_NK = teacher_NK == IMPOSSIBLE
+    student_NK = widened(logits_NV).log_softmax(1).gather(1, targets.ids_NK).masked_fill(is_left_out_NK, IMPOSSIBLE)
+    teacher_NC, student_NC = with_tail(teacher_NK), with_tail(student_NK)
+    if targets.ids_NK.shape[1] == logits_NV.shape[1]:
+        # Where a node stores all classes, there is no tail for temperature to blow up.
+        is_whole_N1 = ~is_left_out_NK.any(1, keepdim=True)
+        no_tail_NC = torch.cat([torch.zeros_like(is_left_out_NK), is_whole_N1], dim=1)
+        teacher_NC, student_NC = (logp.masked_fill(no_tail_NC, IMPOSSIBLE) for logp in (teacher_NC, student_NC))
     return divergence(teacher_NC, student_NC, config.temperature)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdtrans.contracts import ContractError, read_manifest_lines
+from kdtrans.contracts import ContractError, manifest_files, read_manifest_lines
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Reference:
 
 
 def read_references(paths: Iterable[Path]) -> dict[str, Reference]:
-    """Read the text, speaker and duration of every utterance of some manifest files, by utterance id.
+    """Read the text, speaker and duration of every utterance of some manifest files or folders, by utterance id.
 
     Raises:
         ContractError: naming the file that is missing, not whole, not a manifest, or that repeats an id.
     """
     references: dict[str, Reference] = {}
-    for path in paths:
+    for path in manifest_files(paths):
         for number, line in enumerate(read_manifest_lines(path), 1):
             utt_id, reference = _parse(line, f"{path}:{number}")
             if utt_id in references:

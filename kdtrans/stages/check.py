@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdtrans.artifacts import read_json, run_record, write_json
+from kdtrans.artifacts import read_json, run_record, sha256_files, write_json
 from kdtrans.config import CorpusConfig, read
-from kdtrans.contracts import FRAME_SHIFT_MS, UNKNOWN
+from kdtrans.contracts import FRAME_SHIFT_MS, UNKNOWN, manifest_files
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -22,7 +22,8 @@ def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> Non
 
     Training cuts are written once for each of corpus.speeds, every copy checked and counted as an utterance of its own.
     Those that fail a check are dropped or stop the stage, as configured; in dev and the test sets they are only
-    counted. Writes {split}/cuts.NNNNN.jsonl.gz and, last, summary.json.
+    counted. Writes {split}/cuts.NNNNN.jsonl.gz and, last, summary.json, which says with one hash
+    whether any of train's shards has changed.
 
     Args:
         config: YAML file with the corpus section.
@@ -57,7 +58,8 @@ def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> Non
                 _merge(summary["splits"][split], size_of(cuts), "counted", text_problems(cuts, pieces))
                 write_cuts(cuts, out_dir / split / "cuts.00000.jsonl.gz")
                 record[split] = len(cuts)
-        write_json(out_dir / "summary.json", {**summary, "speeds": corpus.speeds})
+        shards_sha256 = sha256_files(manifest_files([out_dir / "train"]))
+        write_json(out_dir / "summary.json", {**summary, "speeds": corpus.speeds, "train_sha256": shards_sha256})
 
 
 def check_train(

@@ -63,6 +63,8 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
             lm_weight=settings.lm_weight,
             code_revision=code_revision(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            min_probability=settings.min_probability,
+            logp_step=settings.logp_step,
         )
         # In the manifest's order: batches are an accident of durations.
         rows = [target for cut in utterances for target in targets[cut.id]]
@@ -71,4 +73,5 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
         nodes = sum(len(target.path) for target in rows)
         record |= {"utterances": len(targets), "paths": len(rows), "nodes": nodes, "audio_seconds": round(audio, 1)}
         record |= {"audio_per_second": round(audio / seconds, 1), "bytes": out.stat().st_size}
+        record["sha256"] = sha256_file(out)
         print(f"{out}: {len(targets)} utterances, {nodes} nodes, {audio / seconds:.0f}x real time", flush=True)

@@ -15,8 +15,7 @@ def main(
     tokenizer: Path,
     checkpoints: Path,
     out: Path,
-    targets: list[Path] | None = None,
-    index: Path | None = None,
+    index: str | None = None,
     teacher: Path | None = None,
     max_seconds: float | None = None,
 ) -> int:
@@ -24,49 +23,45 @@ def main(
 
     Args:
         config: YAML of the system (StudentConfig).
-        train: manifest shards of the training split, labelled and unlabelled.
+        train: manifest shards of the training split, labelled and unlabelled, or its folder.
         dev: manifest of the development set.
         tokenizer: sentencepiece model.
         checkpoints: folder for checkpoints and metrics; training resumes from it by itself.
         out: model.pt.
-        targets: target shards; needed with unlabelled audio, kd.loss one_best or full_sum.
-        index: the targets' verified index.json, which names the teacher they must come from.
+        index: the targets' index.json, a path or URI; needed with unlabelled audio, kd.loss one_best or full_sum.
         teacher: the teacher's model.pt; needed with kd.loss collapsed or full_lattice.
         max_seconds: leave with exit status 75 that long after the start, to be resumed by the same command.
     """
     import torch
 
     from kdtrans import config as configuration
-    from kdtrans.artifacts import read_json
-    from kdtrans.contracts import ContractError
+    from kdtrans.contracts import ContractError, manifest_files
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.build import build_student
-    from kdtrans.targets.shards import TargetStore
+    from kdtrans.targets.store import TargetStore
     from kdtrans.training.checkpoint import load_model
     from kdtrans.training.examples import student_examples
     from kdtrans.training.run import train_model
 
     settings = configuration.read(configuration.StudentConfig, config)
     pieces = Tokenizer(tokenizer)
-    inputs = [*train, *dev, tokenizer]
+    inputs = [*manifest_files([*train, *dev]), tokenizer]
     store = beside = None
     if settings.reads_targets:
-        if not targets or index is None:
-            raise ValueError(f"{config} uses the teacher's targets: give --targets and --index")
-        teacher_sha256 = read_json(index).get("teacher_sha256")
-        if teacher_sha256 is None:
-            raise ContractError(f"{index} names no teacher_sha256: give the index.json of kdtrans verify")
-        store = TargetStore(targets, teacher_sha256, pieces.sha256, pieces.vocab_size)
-        inputs += targets
+        if index is None:
+            raise ValueError(f"{config} uses the teacher's targets: give --index")
+        store = TargetStore(index, pieces.sha256, pieces.vocab_size)
+        # The index alone: it has the hash of every shard.
+        inputs.append(store.index_file(checkpoints))
     if settings.kd.runs_teacher:
         if teacher is None:
             raise ValueError(f"{config}: kd.loss {settings.kd.loss} runs the teacher: give --teacher")
         beside = load_model(teacher, pieces)
-        if store is not None and beside.fingerprint != teacher_sha256:
+        if store is not None and beside.fingerprint != store.teacher_sha256:
             raise ContractError(
                 f"{teacher} is teacher {beside.fingerprint[:12]}, but the pseudo text of {index} is by teacher "
-                f"{teacher_sha256[:12]}: give the teacher that dumped the targets, or dump again"
+                f"{store.teacher_sha256[:12]}: give the teacher that dumped the targets, or dump again"
             )
         inputs.append(teacher)
     examples, dropped = student_examples(read_cuts(train), pieces, settings, store)

@@ -21,7 +21,7 @@ def main(
 
     Args:
         config: YAML of the teacher (TeacherConfig).
-        train: manifest shards of the training split; unlabelled cuts are left out.
+        train: manifest shards of the training split, or its folder; unlabelled cuts are left out.
         dev: manifest of the development set.
         tokenizer: sentencepiece model.
         checkpoints: folder for checkpoints and metrics; training resumes from it by itself.
@@ -33,6 +33,7 @@ def main(
     import torch
 
     from kdtrans import config as configuration
+    from kdtrans.contracts import manifest_files
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.build import build_teacher, teacher_groups
@@ -56,6 +57,6 @@ def main(
         tokenizer=pieces,
         checkpoints=checkpoints,
         out=out,
-        inputs=[*train, *dev, tokenizer],
+        inputs=[*manifest_files([*train, *dev]), tokenizer],
         deadline=None if max_seconds is None else STARTED + max_seconds,
     )

@@ -3,50 +3,85 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdtrans.targets.verify_shard import Verdict
+
+MOST_NAMED = 100  # shards on the line that removes them
 
 
-def main(targets: list[Path], cuts: list[Path], model: Path, tokenizer: Path, out: Path) -> int:
-    """Check target shards against their manifest shards and their teacher; write index.json if all are sound.
+def main(
+    folder: Path,
+    /,
+    *,
+    cuts: list[Path] | None = None,
+    model: Path | None = None,
+    tokenizer: Path | None = None,
+    out: Path | None = None,
+    repair: bool = False,
+) -> int:
+    """Check target shards by themselves and against what they were made from; list every problem of every shard.
 
     Args:
-        targets: target shards.
-        cuts: manifest shards, in the same order.
+        folder: of part-NNNNN.parquet.
+        cuts: manifest shards or their folder: part-NNNNN.parquet has the utterances of cuts.NNNNN.jsonl.gz.
         model: the teacher's model.pt.
         tokenizer: sentencepiece model.
-        out: index.json.
+        out: index.json, written with index.arrow beside it if all shards are sound.
+        repair: remove the bad shards, so that the next `snakemake` makes just these again.
     """
     import sys
 
-    from kdtrans.artifacts import run_record, write_json
-    from kdtrans.contracts import ContractError
-    from kdtrans.data.manifest import read_cuts
+    from kdtrans.artifacts import run_record
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.targets.shards import read_shard
-    from kdtrans.targets.verify import ShardFacts, index_of, verify_shard
+    from kdtrans.targets.index import write_index
+    from kdtrans.targets.verify import verify_folder
     from kdtrans.training.checkpoint import read_model
+    from kdtrans.training.progress import Reporter
 
-    if len(targets) != len(cuts):
-        raise ValueError(
-            f"{len(targets)} target shards for {len(cuts)} manifest shards: give one for each, in the same order"
-        )
-    with run_record(out, "verify", {}, [model, tokenizer]):
-        pieces = Tokenizer(tokenizer)
-        teacher = read_model(model, pieces)["fingerprint"]
-        facts: dict[str, ShardFacts] = {}
-        broken = []
-        for path, manifest in zip(targets, cuts, strict=True):
-            try:
-                footer, table = read_shard(path)
-                ids = {cut.id for cut in read_cuts([manifest])}
-                facts[str(path)] = verify_shard(path, footer, table, manifest, ids, teacher, pieces.sha256)
-            except ContractError as error:
-                broken.append(path)
-                print(f"kdtrans verify: {error}", file=sys.stderr)
-        if broken:
-            raise ValueError(
-                f"{len(broken)} of {len(targets)} shards are bad: "
-                f"rm {' '.join(map(str, broken))} and run snakemake again"
-            )
-        write_json(out, index_of(facts, footer))
-    print(f"{len(facts)} shards are sound: {sum(f.utterances for f in facts.values())} utterances", flush=True)
+    pieces = Tokenizer(tokenizer) if tokenizer else None
+    teacher = read_model(model, pieces)["fingerprint"] if model else None
+    reporter = Reporter("verify", len(list(folder.glob("part-*.parquet"))))
+    verdicts = verify_folder(folder, cuts, teacher, pieces, reporter.update)
+    reporter.close()
+    for verdict in verdicts:
+        for problem in verdict.problems:
+            print(f"kdtrans verify: {problem}", file=sys.stderr)
+    if bad := [verdict for verdict in verdicts if verdict.problems]:
+        print(f"kdtrans verify: {len(bad)} of {len(verdicts)} shards are bad or missing", file=sys.stderr)
+        _repair(folder, verdicts, repair)
+        return 1
+    shards = [verdict.indexed for verdict in verdicts if verdict.indexed]
+    footer = verdicts[0].footer
+    if out and footer:
+        with run_record(out, "verify", {}, [path for path in (model, tokenizer) if path]):
+            write_index(out, footer, shards)
+    print(f"{len(shards)} shards are sound: {sum(shard.utterances for shard in shards)} utterances", flush=True)
     return 0
+
+
+def _repair(folder: Path, verdicts: list[Verdict], repair: bool) -> None:
+    """Remove the bad shards, their records and the index, or say how."""
+    import sys
+
+    bad = [verdict.path for verdict in verdicts if verdict.problems and verdict.path.exists()]
+    if repair and all(verdict.foreign for verdict in verdicts):
+        raise ValueError(
+            f"all {len(bad)} shards are of another teacher or tokenizer than the one given: nothing is removed, "
+            f"because it is likelier that --model or --tokenizer is wrong; if it is not, rm -r {folder}"
+        )
+    if repair:
+        for path in (folder / "index.json", folder / "index.arrow", folder / "index.json.run.json"):
+            path.unlink(missing_ok=True)
+        for path in bad:
+            path.unlink()
+            Path(f"{path}.run.json").unlink(missing_ok=True)
+        print(f"kdtrans verify: removed {len(bad)} shards: run snakemake again to make them", file=sys.stderr)
+    elif not bad:
+        print("kdtrans verify: run snakemake again to make the missing ones", file=sys.stderr)
+    elif len(bad) <= MOST_NAMED:
+        names = " ".join(map(str, bad))
+        print(f"kdtrans verify: rm {names} and run snakemake again, or verify with --repair", file=sys.stderr)
+    else:
+        print("kdtrans verify: verify with --repair, which removes them, and run snakemake again", file=sys.stderr)

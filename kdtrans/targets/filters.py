@@ -5,39 +5,36 @@ No torch.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from kdtrans.config import FilterConfig
 
+if TYPE_CHECKING:
+    from kdtrans.targets.store import TargetRow
 
-def unfit(
-    labels: np.ndarray,
-    num_frames: int,
-    confidence: float,
-    seconds: float,
-    filters: FilterConfig,
-    labels_per_second: float | None = None,
-) -> str | None:
+
+def unfit(row: TargetRow, seconds: float, filters: FilterConfig, labels_per_second: float | None = None) -> str | None:
     """Why a hypothesis is left out, or None if it is fit.
 
     Args:
-        labels: its token ids (U,).
-        num_frames: teacher frames of 40 ms.
-        confidence: posterior of its path among those of its labels.
+        row: what the index says of it.
         seconds: duration of the audio.
         filters: the limits.
         labels_per_second: median of the labelled speech; needed with filters.max_length_ratio.
     """
-    if len(labels) == 0:
+    if row.num_labels == 0:
         return "empty pseudo text"
-    if num_frames < filters.min_frames_per_label * len(labels):
+    if row.num_frames < filters.min_frames_per_label * row.num_labels:
         return "too few frames a label"
-    if confidence < filters.min_confidence:
+    # In the index's precision, so that a value of exactly the limit keeps it.
+    if np.float32(row.confidence) < np.float32(filters.min_confidence):
         return "low confidence"
-    if repetition(labels) > filters.max_repetition:
+    if np.float32(row.repetition) > np.float32(filters.max_repetition):
         return "repeated labels"
     if filters.max_length_ratio is not None and labels_per_second is not None:
-        ratio = len(labels) / seconds / labels_per_second
+        ratio = row.num_labels / seconds / labels_per_second
         if max(ratio, 1 / ratio) > filters.max_length_ratio:
             return "unusual length"
     return None

@@ -28,6 +28,7 @@ from kdtrans.models.lm import LanguageModel
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.hypothesis import Hypothesis, path_of
 from kdtrans.search.search import search
+from kdtrans.targets.encoding import encode
 from kdtrans.targets.shards import Target
 
 LEAST_WEIGHT = 1.0e-6  # against the best hypothesis
@@ -73,7 +74,30 @@ def make_targets(
         raise ValueError("the teacher is in training mode, where it masks its input: call .eval() first")
     if config.lm_weight > 0 and lm is None:
         raise ValueError(f"lm_weight is {config.lm_weight:g}, but there is no language model: pass one")
-    enc_BTE, frames_B = teacher.encode(features_BFC, lengths_B)
+    return targets_of_encoded(teacher, cuts, *teacher.encode(features_BFC, lengths_B), tokenizer, config, lm)
+
+
+@torch.inference_mode()
+def targets_of_encoded(
+    teacher: Transducer,
+    cuts: list[MonoCut],
+    enc_BTE: Tensor,
+    frames_B: Tensor,
+    tokenizer: Tokenizer,
+    config: TargetsConfig,
+    lm: LanguageModel | None = None,
+) -> list[list[Target]]:
+    """`make_targets` after the teacher's forward pass: what distillation adds to it.
+
+    Args:
+        teacher: as in `make_targets`, and so are cuts, tokenizer, config and lm.
+        cuts: the batch's cuts.
+        enc_BTE: the teacher's encoder output.
+        frames_B: its frames.
+        tokenizer: the teacher's.
+        config: top_k, search, paths, lm_weight.
+        lm: the language model, if any.
+    """
     texts = [text_of(cut) for cut in cuts]
     unlabelled = [i for i, text in enumerate(texts) if text is None]
     found: list[list[Hypothesis]] = []
@@ -135,7 +159,7 @@ def _along_paths(
     """A target for each utterance of a batch, along one path each."""
     labels_BU, label_lengths_B = _padded([labelling.labels for labelling in labellings], frames_B.device)
     pred_BUJ = teacher.project_predictor(teacher.predictor(labels_BU))
-    blank_BTU, label_BTU, _ = node_log_probs(teacher.grid(enc_BTJ, pred_BUJ), labels_BU)
+    blank_BTU, label_BTU = _lattices(teacher, enc_BTJ, pred_BUJ, labels_BU, frames_B, label_lengths_B)
     totals = total_score(forward_scores(blank_BTU, label_BTU), blank_BTU, frames_B, label_lengths_B)
     best_BN, _ = viterbi(blank_BTU, label_BTU, labels_BU, frames_B, label_lengths_B)
     lm_BUV = config.lm_weight * label_scores(lm, labels_BU) if lm is not None and config.lm_weight > 0 else None
@@ -151,7 +175,8 @@ def _along_paths(
         path_logp = float(logp_NV.gather(1, path_N[:, None]).double().sum())
         if lm_BUV is not None:
             logp_NV = fuse(logp_NV, path_N, lm_BUV[i, :num_labels])
-        logp_NK, ids_NK = logp_NV.topk(min(config.top_k, logp_NV.shape[1]), dim=1)
+        logp_NK, ids_NK = (top_NK.cpu().numpy() for top_NK in logp_NV.topk(min(config.top_k, logp_NV.shape[1]), dim=1))
+        topk_ids, topk_logp = encode(ids_NK, logp_NK, config.min_probability, config.logp_step)
         targets.append(
             Target(
                 utt_id=ids[i],
@@ -160,14 +185,31 @@ def _along_paths(
                 origin=labelling.origin,
                 num_frames=num_frames,
                 path=path_N.cpu().numpy().astype(np.uint16),
-                topk_ids=ids_NK.cpu().numpy().astype(np.uint16),
-                topk_logp=logp_NK.cpu().numpy().astype(np.float16),
+                topk_ids=topk_ids,
+                topk_logp=topk_logp,
                 path_logp=path_logp,
                 total_logp=float(totals[i]),
                 text=labelling.text,
             )
         )
     return targets
+
+
+def _lattices(
+    teacher: Transducer, enc_BTJ: Tensor, pred_BUJ: Tensor, labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of blank (B, T, U + 1) and of the next label (B, T, U), 0 in the padding.
+
+    An utterance at a time: nothing is joined for padding, and one grid of logits, not the batch's, is in memory.
+    """
+    (batch, frames, _), columns = enc_BTJ.shape, pred_BUJ.shape[1]
+    blank_BTU = torch.zeros(batch, frames, columns, device=enc_BTJ.device)
+    label_BTU = torch.zeros(batch, frames, columns - 1, device=enc_BTJ.device)
+    for i, (t, u) in enumerate(zip(frames_B.tolist(), lengths_B.tolist(), strict=True)):
+        logits_BTUV = teacher.grid(enc_BTJ[i : i + 1, :t], pred_BUJ[i : i + 1, : u + 1])
+        blank, label, _ = node_log_probs(logits_BTUV, labels_BU[i : i + 1, :u])
+        blank_BTU[i, :t, : u + 1], label_BTU[i, :t, :u] = blank[0], label[0]
+    return blank_BTU, label_BTU
 
 
 def label_scores(lm: LanguageModel, labels_BU: Tensor) -> Tensor:

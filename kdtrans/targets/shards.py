@@ -17,7 +17,7 @@ from kdtrans.contracts import (
     BLANK,
     FRAME_SHIFT_MS,
     TARGETS,
-    TARGETS_VERSION,
+    TARGETS_READ,
     TOPOLOGY,
     ContractError,
     TargetsFooter,
@@ -29,7 +29,17 @@ from kdtrans.lattice.path import nodes
 from kdtrans.losses.distillation import NodeTargets
 from kdtrans.targets.filters import repetition
 
-ROW_GROUP = 64  # utterances: small enough to fetch a few, large enough to compress
+LISTS = ("path", "topk_ids", "topk_logp")
+# How the rows lie in the file: readable by DuckDB, pandas and polars, and chosen in docs/target-size.md.
+LAYOUT: dict[str, Any] = {
+    "row_group_size": 32,  # utterances: few enough to fetch one, enough to compress
+    "compression_level": 6,
+    # Ids repeat: a dictionary saves a third of them. Log-probs gain nothing by one, and are read faster without.
+    # Byte-stream-split saves as little, and DuckDB does not read half floats in it.
+    "use_dictionary": ["origin", "path.list.element", "topk_ids.list.element"],
+    "write_statistics": [name for name in TARGETS.names if name not in LISTS],  # a list's minimum serves no query
+    "write_page_checksum": True,
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class Target:
     origin: str
     num_frames: int
     path: np.ndarray  # (N,) uint16
-    topk_ids: np.ndarray  # (N, K) uint16
-    topk_logp: np.ndarray  # (N, K) float16
+    topk_ids: np.ndarray  # (N, K) uint16, most probable first; 0 where a class is left out
+    topk_logp: np.ndarray  # (N, K) float16; -inf where a class is left out
     path_logp: float
     total_logp: float
     text: str
@@ -72,7 +82,13 @@ class Target:
 
 
 def write_shard(targets: list[Target], footer: TargetsFooter, path: Path) -> None:
-    """Write a whole shard; encodings that DuckDB, pandas and polars all read."""
+    """Write a whole shard."""
+    metadata = {key: "" if value is None else str(value) for key, value in asdict(footer).items()}
+    write_table(shard_table(targets), path, metadata, **LAYOUT)
+
+
+def shard_table(targets: list[Target]) -> pa.Table:
+    """Targets as the rows of a shard (contracts.TARGETS)."""
     rows = {
         "utt_id": [t.utt_id for t in targets],
         "rank": [t.rank for t in targets],
@@ -89,16 +105,7 @@ def write_shard(targets: list[Target], footer: TargetsFooter, path: Path) -> Non
         "frames_per_label": [t.num_frames / max(len(t.labels), 1) for t in targets],
         "repetition": [repetition(t.labels) for t in targets],
     }
-    metadata = {key: "" if value is None else str(value) for key, value in asdict(footer).items()}
-    write_table(
-        pa.table(rows, schema=TARGETS),
-        path,
-        metadata,
-        row_group_size=ROW_GROUP,
-        # Ids repeat: a dictionary saves a tenth of the shard. Byte-stream-split log-probs would save another tenth, but
-        # DuckDB does not read half floats in that encoding.
-        use_dictionary=["origin", "path.list.element", "topk_ids.list.element"],
-    )
+    return pa.table(rows, schema=TARGETS)
 
 
 def read_shard_footer(path: Path) -> TargetsFooter:
@@ -108,85 +115,38 @@ def read_shard_footer(path: Path) -> TargetsFooter:
         ContractError: when the footer lacks an entry or names another schema version, topology, blank or frame shift.
     """
     found = read_footer(path)
+    if found.get("schema_version") == "2":
+        found = {"min_probability": "0", "logp_step": "0"} | found
+    expected = {
+        "schema_version": TARGETS_READ,
+        "blank": (BLANK,),
+        "topology": (TOPOLOGY,),
+        "frame_shift_ms": (FRAME_SHIFT_MS,),
+    }
+    # Before the rest is parsed: what another version's footer holds is its own affair.
+    for key, values in expected.items():
+        if key in found and found[key] not in map(str, values):
+            raise ContractError(
+                f"{path}: {key} is {found[key]}, this version reads {' and '.join(map(str, values))}: "
+                "delete the shard and run snakemake, or kdtrans dump, to make it anew"
+            )
     try:
-        footer = TargetsFooter(**{f.name: _parse(found[f.name], str(f.type)) for f in fields(TargetsFooter)})
+        return TargetsFooter(**{f.name: _parse(found[f.name], str(f.type)) for f in fields(TargetsFooter)})
     except (KeyError, ValueError) as error:
         raise ContractError(f"{path}: the footer is not that of a target shard ({error})") from None
-    expected = {
-        "schema_version": TARGETS_VERSION,
-        "blank": BLANK,
-        "topology": TOPOLOGY,
-        "frame_shift_ms": FRAME_SHIFT_MS,
-    }
-    for key, value in expected.items():
-        if getattr(footer, key) != value:
-            raise ContractError(
-                f"{path}: {key} is {getattr(footer, key)}, this version reads {value}: dump the targets again"
-            )
-    return footer
 
 
 def read_shard(path: Path) -> tuple[TargetsFooter, pa.Table]:
-    """A shard's provenance and rows, both checked; raises ContractError naming the file."""
+    """A shard's provenance and rows, both checked, pages by their checksums; raises ContractError naming the file."""
     footer = read_shard_footer(path)
     return footer, read_table(path, TARGETS)
-
-
-class TargetStore:
-    """The targets of every utterance in a set of shards.
-
-    Raises:
-        ContractError: when a shard comes from another teacher, tokenizer or vocabulary than expected, or was made in
-            another way than the first one, naming both.
-    """
-
-    def __init__(self, paths: list[Path], teacher_sha256: str, tokenizer_sha256: str, vocab_size: int) -> None:
-        self._tables: list[pa.Table] = []
-        self._rows: dict[str, list[tuple[int, int]]] = {}  # shard and row of each rank
-        expected = {"teacher_sha256": teacher_sha256, "tokenizer_sha256": tokenizer_sha256, "vocab_size": vocab_size}
-        for path in paths:
-            footer, table = read_shard(path)
-            if not self._tables:
-                self.top_k, self.frame_offset = footer.top_k, footer.frame_offset
-                expected |= {key: getattr(footer, key) for key in ("top_k", "frame_offset", "lm_sha256", "lm_weight")}
-            for key, value in expected.items():
-                if getattr(footer, key) != value:
-                    raise ContractError(
-                        f"{path}: {key} is {getattr(footer, key)}, expected {value}: dump this shard again"
-                    )
-            self._add(table, path)
-
-    def __contains__(self, utt_id: str) -> bool:
-        return utt_id in self._rows
-
-    def __getitem__(self, utt_id: str) -> list[Target]:
-        """An utterance's targets, best first."""
-        return [self.target(utt_id, rank) for rank in range(len(self._rows[utt_id]))]
-
-    def target(self, utt_id: str, rank: int) -> Target:
-        """One of an utterance's targets."""
-        shard, row = self._rows[utt_id][rank]
-        return row_to_target(self._tables[shard], row, self.top_k)
-
-    def _add(self, table: pa.Table, path: Path) -> None:
-        here = len(self._tables)
-        for row, (utt_id, rank) in enumerate(zip(table["utt_id"].to_pylist(), table["rank"].to_pylist(), strict=True)):
-            rows = self._rows.setdefault(utt_id, [])
-            if rows and rows[0][0] != here:
-                raise ContractError(f"{path}: utterance {utt_id} is in an earlier shard too")
-            if rank != len(rows):
-                raise ContractError(
-                    f"{path}: utterance {utt_id} has rank {rank} where {len(rows)} should follow: dump this shard again"
-                )
-            rows.append((here, row))
-        self._tables.append(table)
 
 
 def row_to_target(table: pa.Table, row: int, top_k: int) -> Target:
     """One row of a shard; raises ContractError when its lists disagree in length."""
 
     def values(column: str) -> np.ndarray:
-        return np.asarray(table[column][row].values)
+        return np.from_dlpack(table[column][row].values)  # to_numpy would import pandas
 
     utt_id, path = table["utt_id"][row].as_py(), values("path")
     ids, logp = values("topk_ids"), values("topk_logp")

@@ -1,170 +1,116 @@
-"""Checks of a target shard against its manifest shard, its teacher and its tokenizer.  No torch."""
+"""Checks of a folder of target shards: each of them, whether all are there, agree, and have each utterance once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from kdtrans.artifacts import sha256_file
-from kdtrans.contracts import BLANK, ContractError, TargetsFooter
-
-SLACK = 2.0e-2  # fp16 log-probs of K classes may sum to a little more than 1
-WEIGHT_SLACK = 1.0e-3  # weights are fp32
+from kdtrans.contracts import ContractError, manifest_files
+from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.targets.index import PROVENANCE, sorted_rows
+from kdtrans.targets.verify_shard import Expected, Verdict, verify_shard
 
 
-@dataclass(frozen=True)
-class ShardFacts:
-    """What index.json says of a shard."""
+def verify_folder(
+    folder: Path,
+    cuts: list[Path] | None,
+    teacher_sha256: str | None,
+    tokenizer: Tokenizer | None,
+    progress: Callable[[int], None],
+) -> list[Verdict]:
+    """Check the shards of a folder, one after another.
 
-    utterances: int
-    paths: int  # more than utterances where targets are n-best
-    nodes: int
-    bytes: int
-    hours: float
-    tail_mass: float  # mean over nodes
-    confidence: float  # mean over utterances
-    origin: dict[str, int]
-
-
-def verify_shard(
-    path: Path,
-    footer: TargetsFooter,
-    table: pa.Table,
-    manifest: Path,
-    expected_ids: set[str],
-    teacher_sha256: str,
-    tokenizer_sha256: str,
-) -> ShardFacts:
-    """Check everything that can be wrong with a shard.
+    Memory: about 33 bytes a target and what one row group needs.
 
     Args:
-        path: the shard, for messages.
-        footer: its provenance.
-        table: its rows (contracts.TARGETS).
-        manifest: the manifest shard it belongs to.
-        expected_ids: utterances in that manifest shard.
-        teacher_sha256: fingerprint of the teacher.
-        tokenizer_sha256: hash of the tokenizer.
+        folder: of part-NNNNN.parquet.
+        cuts: manifest shards, or their folder; part-NNNNN.parquet belongs to cuts.NNNNN.jsonl.gz. None: unknown.
+        teacher_sha256: fingerprint of the teacher; None: unknown.
+        tokenizer: the teacher's; None: unknown.
+        progress: told how many shards have been checked, after each.
+
+    Returns:
+        A verdict on each shard, those that should be there among them, in the order of their names.
 
     Raises:
-        ContractError: naming the shard, what disagrees, and both values.
+        ContractError: when there is nothing to check, or a manifest is broken.
     """
-    expected = {
-        "teacher_sha256": teacher_sha256,
-        "tokenizer_sha256": tokenizer_sha256,
-        "manifest_sha256": sha256_file(manifest),
-    }
-    for key, value in expected.items():
-        if getattr(footer, key) != value:
-            raise ContractError(
-                f"{path}: {key} is {getattr(footer, key)[:12]}, expected {value[:12]}: delete it and dump it again"
-            )
-    best = table.filter(pc.equal(table["rank"], 0))
-    ids = best["utt_id"].to_pylist()
-    if len(ids) != len(set(ids)) or set(ids) != expected_ids:
-        missing, extra = sorted(expected_ids - set(ids))[:3], sorted(set(ids) - expected_ids)[:3]
-        raise ContractError(
-            f"{path}: {len(ids)} best targets for {len(expected_ids)} utterances of {manifest} (missing {missing}, "
-            f"not in the manifest {extra}): delete it and dump it again"
+    manifests = None if cuts is None else _by_number(manifest_files(cuts), "cuts.", ".jsonl.gz")
+    shards = _by_number(sorted(folder.glob("part-*.parquet")), "part-", ".parquet")
+    if not shards and not manifests:
+        raise ContractError(f"{folder} has no part-NNNNN.parquet: name the folder of a target set's shards")
+    verdicts = []
+    for number in sorted(shards.keys() | (manifests or {}).keys()):
+        path = shards.get(number, folder / f"part-{number}.parquet")
+        manifest = None if manifests is None else manifests.get(number)
+        if number not in shards:
+            verdict = Verdict(path, [f"{path} does not exist, {manifest} does: dump it"])
+        elif manifests is not None and manifest is None:
+            verdict = Verdict(path, [f"{path}: there is no manifest cuts.{number}.jsonl.gz that it would belong to"])
+        else:
+            verdict = verify_shard(path, Expected(teacher_sha256, tokenizer, manifest))
+        verdicts.append(verdict)
+        progress(len(verdicts))
+    _check_agreement(verdicts)
+    _check_duplicates(verdicts)
+    return verdicts
+
+
+def _by_number(paths: list[Path], prefix: str, suffix: str) -> dict[str, Path]:
+    """Shards by the NNNNN in their names."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        number = path.name.removeprefix(prefix).removesuffix(suffix)
+        if path.name != f"{prefix}{number}{suffix}" or not number.isdigit():
+            raise ContractError(f"{path} is not called {prefix}NNNNN{suffix}: shards are matched by these numbers")
+        if number in found:
+            raise ContractError(f"{path} and {found[number]} have the same number: shards are matched by it")
+        found[number] = path
+    return found
+
+
+def _check_agreement(verdicts: list[Verdict]) -> None:
+    """All shards have been made in the same way; those that differ from the majority are named."""
+    for key in PROVENANCE:
+        counts = Counter(getattr(verdict.footer, key) for verdict in verdicts if verdict.footer)
+        usual, count = counts.most_common(1)[0] if counts else (None, 0)
+        for verdict in verdicts:
+            if verdict.footer and getattr(verdict.footer, key) != usual:
+                _refuse(
+                    verdict,
+                    f"{key} is {getattr(verdict.footer, key)}, but {usual} in {count} of {counts.total()} shards",
+                )
+
+
+def _check_duplicates(verdicts: list[Verdict]) -> None:
+    """No two shards have the same utterance, nor two utterances that the index could not tell apart."""
+    sound = [verdict for verdict in verdicts if verdict.indexed]
+    rows = sorted_rows([verdict.indexed for verdict in sound if verdict.indexed])
+    key_R, shard_R, group_R, row_R = (rows[name].to_numpy() for name in ("key", "shard", "row_group", "row"))
+    # Of equal keys, rows of one rank stand together, and each shard has rank 0.
+    again = np.flatnonzero((key_R[1:] == key_R[:-1]) & (shard_R[1:] != shard_R[:-1])) + 1
+    pairs: dict[tuple[int, int], list[int]] = {}
+    for at in again.tolist():
+        pair = min(shard_R[at - 1 : at + 1].tolist()), max(shard_R[at - 1 : at + 1].tolist())
+        pairs.setdefault(pair, []).append(at)
+    for (earlier, later), ats in pairs.items():
+        one, two = (_utt_id(sound[shard_R[at]].path, int(group_R[at]), int(row_R[at])) for at in (ats[0] - 1, ats[0]))
+        first = f"utterance {one}" if one == two else f"'{one}' and '{two}', whose hashes are the same: rename one"
+        _refuse(
+            sound[later],
+            f"{len({int(key_R[at]) for at in ats})} utterances are in {sound[earlier].path} too (first: {first})",
         )
-    if not ids:
-        raise ContractError(f"{path}: no utterance is in it or in {manifest}: lower corpus.num_shards")
-    _check_ranking(path, table)
-    lengths = {name: pc.list_value_length(table[name]).to_numpy() for name in ("path", "topk_ids", "topk_logp")}
-    _first_bad(table, lengths["path"] == 0, f"{path}: the path is empty")
-    for name in ("topk_ids", "topk_logp"):
-        _first_bad(
-            table,
-            lengths[name] != lengths["path"] * footer.top_k,
-            f"{path}: {name} has another length than nodes x top_k",
-        )
-    tokens = table["path"].combine_chunks().values.to_numpy()
-    ends = np.cumsum(lengths["path"])
-    blanks = np.diff(np.concatenate([[0], np.cumsum(tokens == BLANK)[ends - 1]]))
-    _first_bad(table, blanks != table["num_frames"].to_numpy(), f"{path}: the path's blanks differ from num_frames")
-    _first_bad(table, tokens[ends - 1] != BLANK, f"{path}: the path does not end with blank")
-    for name in ("path", "topk_ids"):
-        largest = int(table[name].combine_chunks().values.to_numpy().max())
-        if largest >= footer.vocab_size:
-            raise ContractError(
-                f"{path}: id {largest} in {name} is outside the vocabulary of {footer.vocab_size}: "
-                "delete the shard and dump it again"
-            )
-    logp = table["topk_logp"].combine_chunks().values.to_numpy().astype(np.float32).reshape(-1, footer.top_k)
-    mass = np.exp(logp).sum(1)
-    utterance = np.repeat(np.arange(len(table)), lengths["path"])
-    bad_nodes = ~np.isfinite(mass) | (mass > 1 + SLACK)
-    _first_bad(
-        table,
-        np.isin(np.arange(len(table)), utterance[bad_nodes]),
-        f"{path}: probabilities of a node sum to more than 1 or are not numbers",
-    )
-    return ShardFacts(
-        utterances=len(ids),
-        paths=len(table),
-        nodes=int(ends[-1]),
-        bytes=path.stat().st_size,
-        hours=float(best["num_frames"].to_numpy().sum()) * footer.frame_shift_ms / 3.6e6,
-        tail_mass=float(np.clip(1 - mass, 0, 1).mean()),
-        confidence=float(np.mean(best["confidence"].to_numpy())),
-        origin=dict(zip(*np.unique(best["origin"].to_pylist(), return_counts=True), strict=True)),
-    )
 
 
-def index_of(shards: dict[str, ShardFacts], footer: TargetsFooter) -> dict[str, Any]:
-    """The content of index.json: facts by shard, and their totals and means."""
-    facts = list(shards.values())
-    nodes, utterances = sum(f.nodes for f in facts), sum(f.utterances for f in facts)
-    origin: dict[str, int] = {}
-    for shard in facts:
-        for name, count in shard.origin.items():
-            origin[str(name)] = origin.get(str(name), 0) + int(count)
-    return {
-        "teacher_sha256": footer.teacher_sha256,
-        "tokenizer_sha256": footer.tokenizer_sha256,
-        "top_k": footer.top_k,
-        "lm_sha256": footer.lm_sha256,
-        "lm_weight": footer.lm_weight,
-        "utterances": utterances,
-        "paths": sum(f.paths for f in facts),
-        "hours": round(sum(f.hours for f in facts), 4),
-        "nodes": nodes,
-        "bytes": sum(f.bytes for f in facts),
-        "mean_tail_mass": sum(f.tail_mass * f.nodes for f in facts) / nodes,
-        "mean_confidence": sum(f.confidence * f.utterances for f in facts) / utterances,
-        "origin": origin,
-        "shards": [
-            {"path": path, "utterances": f.utterances, "nodes": f.nodes, "bytes": f.bytes, "hours": round(f.hours, 4)}
-            for path, f in shards.items()
-        ],
-    }
+def _utt_id(path: Path, row_group: int, row: int) -> str:
+    with pq.ParquetFile(path) as file:
+        return str(file.read_row_group(row_group, columns=["utt_id"])["utt_id"][row].as_py())
 
 
-def _check_ranking(path: Path, table: pa.Table) -> None:
-    """An utterance's rows stand together, ranks 0, 1, ..., and their weights sum to 1."""
-    rank, weight = table["rank"].to_numpy().astype(np.int64), table["weight"].to_numpy().astype(np.float64)
-    ids = np.array(table["utt_id"].to_pylist(), dtype=object)
-    is_first = np.concatenate([[True], ids[1:] != ids[:-1]])
-    starts = np.flatnonzero(is_first)
-    sizes = np.diff(np.append(starts, len(table)))
-    _first_bad(
-        table,
-        rank != np.arange(len(table)) - np.repeat(starts, sizes),
-        f"{path}: an utterance's ranks are not 0, 1, 2, ... row by row",
-    )
-    _first_bad(table, ~(weight >= 0), f"{path}: a weight is negative or not a number")
-    sums = np.repeat(np.add.reduceat(weight, starts), sizes)
-    _first_bad(table, abs(sums - 1.0) > WEIGHT_SLACK, f"{path}: an utterance's weights do not sum to 1")
-
-
-def _first_bad(table: pa.Table, bad: np.ndarray, message: str) -> None:
-    if bad.any():
-        utt_id = table["utt_id"][int(np.argmax(bad))].as_py()
-        raise ContractError(
-            f"{message} (utterance {utt_id}, {int(bad.sum())} in all): delete the shard and dump it again"
-        )
+def _refuse(verdict: Verdict, problem: str) -> None:
+    verdict.problems.append(f"{verdict.path}: {problem}")
+    verdict.indexed = None

@@ -162,7 +162,7 @@ def largest_grids(examples: list[Example], order: BatchOrder, vocab_size: int) -
 
     def cells(batch: list[int]) -> float:
         frames = max(examples[i].cut.duration for i in batch) * 1000 / FRAME_SHIFT_MS
-        labels = max(len(labelling.labels) for i in batch for labelling in examples[i].labellings)
+        labels = max(labelling.num_labels for i in batch for labelling in examples[i].labellings)
         return len(batch) * frames * (labels + 1)
 
     return round(2 * max(map(cells, order.epoch(0))) * vocab_size * 4)

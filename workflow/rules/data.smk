@@ -3,7 +3,7 @@
 
 rule data:
     input:
-        TRAIN_CUTS,
+        f"{R}/data/summary.json",
         [f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],
         TOKENIZER,
 
@@ -82,7 +82,6 @@ rule check:
         summary=rules.prepare.output.summary,
         tokenizer=TOKENIZER,
     output:
-        train=TRAIN_CUTS,
         tests=[f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],
         summary=f"{R}/data/summary.json",
     log:

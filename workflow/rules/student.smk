@@ -9,7 +9,7 @@ rule students:
 rule train_student:
     input:
         unpack(distils_from),
-        train=TRAIN_CUTS,
+        data=rules.check.output.summary,
         dev=DEV_CUTS,
         tokenizer=TOKENIZER,
     output:
@@ -23,9 +23,10 @@ rule train_student:
         config=f"{R}/config/systems/{{run}}.yaml",
         cfg=lambda w: SECTIONS[f"systems/{w.run}"],
         checkpoints=f"{R}/systems/{{run}}/checkpoints",
-        source=lambda w, input: " ".join(option(f"--{n}", input.get(n)) for n in ("targets", "index", "teacher")),
+        train=TRAIN,
+        source=lambda w, input: " ".join(option(f"--{n}", input.get(n)) for n in ("index", "teacher")),
         budget=max_seconds,
     shell:
-        "exec kdtrans train-student --config {params.config} --train {input.train}"
+        "exec kdtrans train-student --config {params.config} --train {params.train}"
         " --dev {input.dev} --tokenizer {input.tokenizer} {params.source} --checkpoints {params.checkpoints}"
         " {params.budget} --out {output.model} > {log} 2>&1"

@@ -10,7 +10,7 @@ rule dump:
     input:
         model=TEACHER,
         gate=ancient(rules.gate.output.gate),  # has to stand there; passing it anew changes no target
-        cuts=f"{R}/data/train/cuts.{{shard}}.jsonl.gz",
+        data=rules.check.output.summary,
         tokenizer=TOKENIZER,
         lm=lambda w: lm_of(CFG.target_set(w.targetset).search.lm),
     output:
@@ -22,26 +22,31 @@ rule dump:
         "../../envs/kdtrans.yaml"
     params:
         config=f"{R}/config/targets/{{targetset}}.yaml",
+        cuts=f"{TRAIN}/cuts.{{shard}}.jsonl.gz",
         cfg=lambda w: SECTIONS[f"targets/{w.targetset}"],
         lm=lambda w, input: option("--lm", input.lm),
     shell:
-        "exec kdtrans dump --config {params.config} --model {input.model} --cuts {input.cuts}"
+        "exec kdtrans dump --config {params.config} --model {input.model} --cuts {params.cuts}"
         " --tokenizer {input.tokenizer} {params.lm} --out {output.targets} > {log} 2>&1"
 
 
 rule verify:
     input:
         targets=lambda w: shards_of(w.targetset),
-        cuts=TRAIN_CUTS,
+        data=rules.check.output.summary,
         model=TEACHER,
         tokenizer=TOKENIZER,
     output:
+        rows=f"{R}/targets/{{targetset}}/train/index.arrow",
         index=f"{R}/targets/{{targetset}}/train/index.json",
     log:
         f"{R}/logs/verify/{{targetset}}.log",
     priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"
+    params:
+        cuts=TRAIN,
+        folder=lambda w, output: Path(output.index).parent,
     shell:
-        "exec kdtrans verify --targets {input.targets} --cuts {input.cuts} --model {input.model}"
+        "exec kdtrans verify {params.folder} --cuts {params.cuts} --model {input.model}"
         " --tokenizer {input.tokenizer} --out {output.index} > {log} 2>&1"

@@ -9,7 +9,7 @@ rule teacher:
 
 rule train_teacher:
     input:
-        train=TRAIN_CUTS,
+        data=rules.check.output.summary,
         dev=DEV_CUTS,
         tokenizer=TOKENIZER,
     output:
@@ -21,12 +21,13 @@ rule train_teacher:
         "../../envs/kdtrans.yaml"
     threads: min(8, max(1, (os.cpu_count() or 1) // 2))  # and the baseline trains beside it
     params:
+        train=TRAIN,
         config=f"{R}/config/teacher.yaml",
         cfg={key: value for key, value in SECTIONS["teacher"].items() if key != "max_wer"},
         checkpoints=f"{R}/teacher/checkpoints",
         budget=max_seconds,
     shell:
-        "exec kdtrans train-teacher --config {params.config} --train {input.train} --dev {input.dev}"
+        "exec kdtrans train-teacher --config {params.config} --train {params.train} --dev {input.dev}"
         " --tokenizer {input.tokenizer} --checkpoints {params.checkpoints} {params.budget} --out {output.model}"
         " > {log} 2>&1"
 

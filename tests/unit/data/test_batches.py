@@ -16,9 +16,11 @@ from kdtrans.data.batches import (
     Example,
     FeatureCache,
     Labelling,
+    Supervision,
     TrainingBatches,
     collate,
     draw,
+    known,
     load_features,
     pack,
 )
@@ -77,8 +79,7 @@ def cut_of(folder: Path, utt_id: str, samples: int) -> MonoCut:
 
 def test_loader_processes_change_no_batch(tmp_path: Path) -> None:
     cuts = [cut_of(tmp_path, f"u{i}", 1600 + 160 * i) for i in range(6)]
-    labelling = Labelling((1, 2), load_targets=lambda: None)  # type: ignore[arg-type,return-value]
-    examples = [Example(cut, True, (labelling,)) for cut in cuts]
+    examples = [Example(cut, True, (known(Supervision((1, 2))),)) for cut in cuts]
     order = BatchOrder([cut.duration for cut in cuts], [True] * 6, 0.4)
     streams = [
         TrainingBatches(examples, order, FeatureCache(lambda x: log_mel(x, 80), 1.0), workers).stream((0, 1))
@@ -99,11 +100,15 @@ def test_audio_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- n-best labellings
+def labelling_of(label: int, weight: float, total_logp: float | None = None) -> Labelling:
+    return Labelling(1, lambda: Supervision((label,), total_logp=total_logp), weight)
+
+
 def several(tmp_path: Path) -> tuple[list[Example], BatchOrder]:
     """Six utterances with three labellings each, told apart by their labels."""
     cuts = [cut_of(tmp_path, f"u{i}", 1600 + 160 * i) for i in range(6)]
     weights = (0.6, 0.3, 0.1)
-    labellings = [tuple(Labelling((10 * i + r,), w, None, -float(r)) for r, w in enumerate(weights)) for i in range(6)]
+    labellings = [tuple(labelling_of(10 * i + r, w, -float(r)) for r, w in enumerate(weights)) for i in range(6)]
     examples = [Example(cut, False, ranked) for cut, ranked in zip(cuts, labellings, strict=True)]
     return examples, BatchOrder([cut.duration for cut in cuts], [False] * 6, 0.4)
 
@@ -113,9 +118,9 @@ def batches_of(examples: list[Example], order: BatchOrder, workers: int = 0) -> 
 
 
 def test_draws_follow_the_weights() -> None:
-    labellings = tuple(Labelling((r,), w) for r, w in enumerate((0.6, 0.0, 0.3, 0.1)))
+    labellings = tuple(labelling_of(r, w) for r, w in enumerate((0.6, 0.0, 0.3, 0.1)))
     random = np.random.default_rng(0)
-    drawn = np.bincount([draw(labellings, random).labels[0] for _ in range(8000)], minlength=4) / 8000
+    drawn = np.bincount([draw(labellings, random).read().labels[0] for _ in range(8000)], minlength=4) / 8000
     assert drawn == pytest.approx([0.6, 0.0, 0.3, 0.1], abs=0.02)
 
 
@@ -131,18 +136,33 @@ def test_draws_are_the_same_after_a_resume_and_in_loader_processes(tmp_path: Pat
         torch.testing.assert_close(before.teacher_totals_B, after.teacher_totals_B)
 
 
+def test_only_what_is_drawn_is_read(tmp_path: Path) -> None:
+    """Once a visit: a target is a row group to decode."""
+    cut, visits = cut_of(tmp_path, "u", 1600), []
+
+    def labelling(rank: int) -> Labelling:
+        return Labelling(1, lambda: visits.append(rank) or Supervision((rank,)), (0.5, 0.5)[rank])  # type: ignore[func-returns-value]
+
+    stream = batches_of([Example(cut, False, (labelling(0), labelling(1)))], BatchOrder([0.1], [False], 1.0)).stream(
+        (0, 0)
+    )
+    seen = [int(batch.labels_BU[0, 0]) for batch in islice(stream, 20)]
+    assert visits[:20] == seen
+    assert set(seen) == {0, 1}
+
+
 def test_a_batch_knows_the_teachers_totals_frames_and_output(tmp_path: Path) -> None:
     cuts = [cut_of(tmp_path, f"u{i}", 1600 * (i + 1)) for i in range(2)]
     outputs = {"u0": torch.ones(2, 3).half(), "u1": torch.ones(4, 3).half()}
-    labellings = [Labelling((1, 2, 3), total_logp=-4.5), Labelling((1,))]
-    batch = collate(cuts, labellings, lambda cut: torch.zeros(8, 2), lambda cut: outputs[cut.id])
+    read = [Supervision((1, 2, 3), total_logp=-4.5), Supervision((1,))]
+    batch = collate(cuts, read, lambda cut: torch.zeros(8, 2), lambda cut: outputs[cut.id])
     assert batch.teacher_BTJ is not None
     assert batch.teacher_frames_B is not None
     assert batch.teacher_BTJ.shape == (2, 4, 3)
     assert batch.teacher_BTJ.dtype == torch.float16
     assert batch.teacher_frames_B.tolist() == [2, 4]
     torch.testing.assert_close(batch.teacher_totals_B, torch.tensor([-4.5, torch.nan]), equal_nan=True)
-    plain = collate(cuts, [Labelling((1,))] * 2, lambda cut: torch.zeros(8, 2))
+    plain = collate(cuts, [Supervision((1,))] * 2, lambda cut: torch.zeros(8, 2))
     assert (plain.targets, plain.teacher_totals_B, plain.teacher_BTJ) == (None, None, None)
     assert plain.teacher_frames_B is not None
     assert plain.teacher_frames_B.tolist() == [-1, -1]

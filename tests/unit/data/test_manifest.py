@@ -76,3 +76,14 @@ def test_refuses_a_cut_without_exactly_one_supervision(tmp_path: Path) -> None:
     write_cuts([cut], tmp_path / "x.jsonl.gz")
     with pytest.raises(ContractError, match="one supervision"):
         read_cuts([tmp_path / "x.jsonl.gz"])
+
+
+def test_a_folder_stands_for_its_shards_in_order(tmp_path: Path) -> None:
+    made = [make_cut(f"u{i}") for i in range(3)]
+    for number in (2, 0, 1):
+        write_cuts([made[number]], tmp_path / f"cuts.{number:05d}.jsonl.gz")
+    (tmp_path / "summary.json").write_text("{}")
+    assert [c.id for c in read_cuts([tmp_path])] == ["u0", "u1", "u2"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ContractError, match=r"empty has no cuts\.NNNNN\.jsonl\.gz"):
+        read_cuts([tmp_path / "empty"])

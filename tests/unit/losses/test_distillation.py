@@ -10,14 +10,21 @@ from torch import Tensor
 
 from kdtrans.config import KdConfig
 from kdtrans.lattice.path import nodes
-from kdtrans.losses.distillation import NodeTargets, gather_logits, one_best_loss, window_loss, with_tail
+from kdtrans.losses.distillation import (
+    NodeTargets,
+    blank_probability,
+    gather_logits,
+    one_best_loss,
+    window_loss,
+    with_tail,
+)
 from kdtrans.models.transducer import Joiner
 
 B, T, U, J, V, K = 3, 6, 4, 8, 7, 3
 PATHS = [[0, 2, 0, 0, 3, 3, 0, 0, 0], [1, 0, 0, 4, 0, 0], [0, 0, 0]]  # 6, 4 and 3 frames
 
 
-def make_targets(top_k: int = K, seed: int = 0) -> NodeTargets:
+def make_targets(top_k: int = K, seed: int = 0, left_out_below: float = 0.0) -> NodeTargets:
     generator = torch.Generator().manual_seed(seed)
     t, u, b = [], [], []
     for i, path in enumerate(PATHS):
@@ -27,7 +34,10 @@ def make_targets(top_k: int = K, seed: int = 0) -> NodeTargets:
         b.append(torch.full_like(t_N, i))
     logp = torch.randn(sum(map(len, PATHS)), V, generator=generator).mul(2).log_softmax(1)
     top = logp.topk(top_k, dim=1)
-    return NodeTargets(torch.cat(b), torch.cat(t), torch.cat(u), top.indices, top.values)
+    is_left_out = top.values.exp() < left_out_below
+    is_left_out[:, 0] = False
+    ids, logp = top.indices.masked_fill(is_left_out, 0), top.values.masked_fill(is_left_out, -torch.inf)
+    return NodeTargets(torch.cat(b), torch.cat(t), torch.cat(u), ids, logp)
 
 
 @pytest.fixture
@@ -39,9 +49,10 @@ def student() -> tuple[Joiner, Tensor, Tensor]:
 def slow_kl(student_logits: Tensor, ids: Tensor, logp: Tensor, temperature: float = 1.0) -> float:
     """KL of one node over its stored classes and the rest, term by term."""
     probabilities = student_logits.detach().double().softmax(0)
-    p = [math.exp(float(x)) for x in logp.double()]
-    q = [float(probabilities[i]) for i in ids.tolist()]
-    if len(ids) < V:
+    stored = [(int(i), float(x)) for i, x in zip(ids, logp, strict=True) if math.isfinite(float(x))]
+    p = [math.exp(x) for _, x in stored]
+    q = [float(probabilities[i]) for i, _ in stored]
+    if len(stored) < V:
         p.append(1 - sum(p))
         q.append(1 - sum(q))
     p = [x ** (1 / temperature) for x in p]
@@ -78,6 +89,50 @@ def test_loss_equals_its_slow_twin(student: tuple[Joiner, Tensor, Tensor], top_k
     by_node = one_best_loss(logits, targets, KdConfig(weight=1.0, temperature=temperature, reduction="node"), B)
     assert float(by_sum.detach()) == pytest.approx(sum(slow) / B, rel=1e-3, abs=1e-4)
     assert float(by_node.detach()) == pytest.approx(sum(slow) / len(slow), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 2.5}, {"temperature": 0.5}, {"node_weight": "nonblank"}, {"reduction": "node"}]
+)
+@pytest.mark.parametrize("top_k", [1, 4, V])
+def test_classes_left_out_are_in_both_tails(
+    student: tuple[Joiner, Tensor, Tensor], top_k: int, options: dict[str, Any]
+) -> None:
+    """Node by node: those that store all V classes have no tail, those that leave one out have one."""
+    targets, config = make_targets(top_k, left_out_below=0.02), KdConfig(weight=1.0, **options)
+    stored_N = targets.logp_NK.isfinite().sum(1)
+    if top_k == V:
+        assert 1 <= int(stored_N.min()) < V == int(stored_N.max())
+    logits = gather_logits(*student, targets).detach().requires_grad_()
+    slow = 0.0
+    for x, ids, logp in zip(logits, targets.ids_NK, targets.logp_NK, strict=True):
+        blank = sum(math.exp(float(p)) for i, p in zip(ids, logp, strict=True) if int(i) == 0)
+        slow += slow_kl(x, ids, logp, config.temperature) * (1 - blank if config.node_weight == "nonblank" else 1.0)
+    loss = one_best_loss(logits, targets, config, B)
+    divisor = B if config.reduction == "sum" else len(targets)
+    assert float(loss.detach()) == pytest.approx(slow / divisor, rel=1e-3, abs=1e-4)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(gradient).all()
+    wide = logits.detach().double()
+    direction, step = torch.randn_like(wide), 1e-3
+    up, down = (one_best_loss(wide + sign * step * direction, targets, config, B) for sign in (1, -1))
+    assert float((up - down) / (2 * step)) == pytest.approx(float((gradient * direction).sum()), rel=1e-2, abs=1e-3)
+
+
+def test_what_stands_in_the_place_of_a_class_left_out_does_not_matter(student: tuple[Joiner, Tensor, Tensor]) -> None:
+    targets, config = make_targets(5, left_out_below=0.05), KdConfig(weight=1.0, node_weight="nonblank", window=1)
+    left_out = targets.logp_NK.isneginf()
+    assert left_out.any()
+    moved = replace(targets, ids_NK=targets.ids_NK.masked_fill(left_out, V - 1))
+    narrow = replace(targets, logp_NK=targets.logp_NK.half())
+    frames = torch.tensor([6, 4, 3])
+    one, other, half = (
+        window_loss(*student, version, frames, range(-1, 2), config, B)[0] for version in (targets, moved, narrow)
+    )
+    assert torch.equal(one, other)
+    torch.testing.assert_close(half, one, rtol=1e-2, atol=1e-3)
+    kept = torch.where(left_out, 0.0, targets.logp_NK.exp())
+    torch.testing.assert_close(blank_probability(targets), torch.where(targets.ids_NK == 0, kept, 0.0).sum(1))
 
 
 def test_node_weight_is_one_minus_the_teachers_blank(student: tuple[Joiner, Tensor, Tensor]) -> None:

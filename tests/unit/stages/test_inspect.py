@@ -5,17 +5,24 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 import torch
+from lhotse import MonoCut, Recording, SupervisionSegment
 
 from kdtrans import __main__ as command_line
 from kdtrans import contracts
+from kdtrans.config import TokenizerConfig
 from kdtrans.contracts import MODEL_KEYS
-from kdtrans.report.describe import emissions, tail_mass
+from kdtrans.data.manifest import write_cuts
+from kdtrans.data.tokenizer import Tokenizer, train_tokenizer
 from kdtrans.stages.inspect import main
+from tests.unit.report.shards import target as target_row
+from tests.unit.report.shards import write
 
 
 @pytest.fixture
@@ -49,7 +56,10 @@ def folder(tmp_path: Path) -> Path:
     ("name", "expected"),
     [
         ("cuts.00000.jsonl.gz", ["2 (1 labelled, 1 unlabelled)", "1.000", "turn [on]", "(unlabelled)"]),
-        ("part-00000.parquet", ["1 greedy", "median 0.25", "teacher_sha256", "0.04:5"]),
+        (
+            "part-00000.parquet",
+            ["1 greedy", "mean 0.25", "0.6 - 0.9    █", "12.50 a second", "teacher_sha256", "0.04:5"],
+        ),
         ("test.parquet", ["turn off", "lm_weight", "0.3"]),
         ("align.parquet", ["alignments", "-2.50", "0.04:5 0.12:6"]),
         ("model.pt", ["student", "12.50 %", "400, of which decoding uses 300", "75.0 %"]),
@@ -91,8 +101,88 @@ def test_refuses_the_unknown(folder: Path) -> None:
         main(folder / "empty")
 
 
-def test_emissions_and_tail() -> None:
-    assert emissions([0, 0, 7, 8, 0, 7], 40) == "0.08:7 0.08:8 0.12:7"
-    assert emissions([1, 2], 40, pieces=["", "a", "b"], most=1) == "0.00:a ... (2 tokens)"
-    logp = pa.array([[np.float16(np.log(0.5)), np.float16(np.log(0.3))]], pa.list_(pa.float16()))
-    assert tail_mass(pa.table({"topk_logp": logp}), 2) == pytest.approx([0.2], abs=1e-3)
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A folder of two shards made with tokenizer.model, and manifests with audio of one of their utterances."""
+    train_tokenizer(["abc cab"], TokenizerConfig(type="char"), tmp_path / "tokenizer.model")
+    made_with = {"tokenizer_sha256": Tokenizer(tmp_path / "tokenizer.model").sha256}
+    (tmp_path / "targets").mkdir()
+    for number in range(2):
+        rows = [target_row(f"u{number}{letter}", confidence=0.05) for letter in "ab"]
+        write(tmp_path / "targets" / f"part-0000{number}.parquet", rows, made_with)
+    soundfile.write(tmp_path / "u0a.flac", np.full(2560, 0.1), 16000)
+    supervision = SupervisionSegment("u0a", "u0a", 0.0, 0.16, text="one", speaker="s")
+    recording = Recording.from_file(tmp_path / "u0a.flac")
+    (tmp_path / "data").mkdir()
+    write_cuts(
+        [MonoCut("u0a", 0.0, 0.16, 0, [supervision], recording=recording)], tmp_path / "data/cuts.00000.jsonl.gz"
+    )
+    return tmp_path / "targets"
+
+
+def test_a_folder_of_shards_is_summarised_as_a_whole(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(shards)
+    output = capsys.readouterr().out
+    expected = ["target shards", "4 (4 paths)", "part-00001 ", "have not been verified", "0.03 - 0.1    █"]
+    assert [text for text in expected if text not in output] == []
+
+
+def test_one_utterance(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(shards, utt="u1b", tokenizer=shards.parent / "tokenizer.model")
+    output = capsys.readouterr().out
+    piece = Tokenizer(shards.parent / "tokenizer.model").pieces[3]
+    assert "path of rank 0" in output
+    assert ["0.12", piece, "0.75", "blank", "0.2"] in [line.split()[:5] for line in output.splitlines()]
+    assert command_line.main(["inspect", str(shards / "part-00000.parquet"), "--utt", "u1b"]) == 1
+    assert "'u1b' is not in" in (error := capsys.readouterr().err)
+    assert "nearest ids are 'u0b'" in error
+
+
+def test_one_utterance_through_the_index(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kdtrans.targets.index import utterance_key
+
+    row = dict.fromkeys(contracts.TARGETS_INDEX.names, 0) | {"key": utterance_key("u1a"), "shard": 1}
+    table = pa.Table.from_pylist([row], schema=contracts.TARGETS_INDEX)
+    with pa.ipc.new_file(str(shards / "index.arrow"), contracts.TARGETS_INDEX) as writer:
+        writer.write_table(table)
+    (shards / "index.json").write_text(json.dumps({"shards": [{"path": "x"}, {"path": "part-00001.parquet"}]}))
+    (shards / "part-00000.parquet").write_bytes(b"PAR1")  # not opened
+    main(shards, utt="u1a")
+    assert "u1a" in capsys.readouterr().out
+
+
+def test_a_page(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html = tmp_path / "pages" / "shard.html"
+    main(shards / "part-00000.parquet", html=html, cuts=[shards.parent / "data"])
+    assert "2 utterances, 2 with pictures, 1 with sound" in capsys.readouterr().out
+    assert '"wav":"UklGR' in html.read_text(encoding="utf-8")
+    main(shards / "part-00000.parquet", html=html, most=1)
+    assert "2 utterances, 1 with pictures, 0 with sound" in capsys.readouterr().out
+    main(shards, html=html, utt="u1a")
+    assert "1 utterances, 1 with pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"html": "x.html"}, "a page is of one shard: give one of its 2, or --utt"),
+        ({"cuts": ["data"]}, "give --html OUT.html too"),
+        ({"utt": "u1a", "html": "x.html", "most": -1}, "--most is -1"),
+        ({"utt": "u1a", "html": "x.html", "cuts": ["data"]}, "data does not have 'u1a' or any other utterance"),
+        ({"utt": "u1a", "tokenizer": "other.model"}, "other.model is [0-9a-f]{12}: give its own"),
+    ],
+)
+def test_refusals_of_paths(shards: Path, options: dict[str, Any], message: str) -> None:
+    train_tokenizer(["xyz"], TokenizerConfig(type="char"), shards.parent / "other.model")
+    given = {name: shards.parent / value if name in ("html", "tokenizer") else value for name, value in options.items()}
+    if "cuts" in given:
+        given["cuts"] = [shards.parent / "data"]
+    with pytest.raises(ValueError, match=message):
+        main(shards, **given)
+    assert not (shards.parent / "x.html").exists()
+
+
+def test_paths_are_of_targets(folder: Path) -> None:
+    for name in ("test.parquet", "model.pt", ""):
+        with pytest.raises(ValueError, match="--utt and --html are for target shards"):
+            main(folder / name, utt="u1")

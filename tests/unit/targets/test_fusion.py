@@ -22,11 +22,13 @@ from kdtrans.models.transducer import Transducer
 from kdtrans.search.hypothesis import Hypothesis
 from kdtrans.search.search import search
 from kdtrans.targets.make import fuse, label_scores, make_targets, rank_hypotheses
-from kdtrans.targets.shards import Target, TargetStore, read_shard, read_shard_footer, row_to_target, write_shard
+from kdtrans.targets.shards import Target, read_shard, read_shard_footer, row_to_target, write_shard
+from kdtrans.targets.store import TargetStore
 from kdtrans.training.checkpoint import load_model
 from tests.tiny import TARGETS, Workspace
 
 BEAM = {"search": {"type": "beam", "beam": 4, "max_symbols": 1}}
+WHOLE = {"top_k": 999, "min_probability": 0.0, "logp_step": 0.0}  # distributions as the teacher has them
 
 
 class Bigram:
@@ -54,14 +56,14 @@ def tokenizer(toy: Workspace) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def teacher(toy: Workspace, tokenizer: Tokenizer) -> Transducer:
-    model = load_model(toy.folder / "teacher" / "model.pt", tokenizer)
+    model = load_model(toy.teacher, tokenizer)
     with torch.no_grad():  # four updates have taught it little but blanks: make it speak
         model.joiner.output.bias[BLANK] -= 3.0
     return model
 
 
 def targets_of(toy: Workspace, teacher: Transducer, tokenizer: Tokenizer, **changes: object) -> list[list[Target]]:
-    config = validate(TargetsConfig, TARGETS | BEAM | {"top_k": 999} | changes, "test")
+    config = validate(TargetsConfig, TARGETS | BEAM | WHOLE | changes, "test")
     lm = Bigram(tokenizer.vocab_size) if config.search.lm else None
     batch = next(iter(inference_batches(toy.cuts, teacher.encoder.extract, 100.0)))
     return make_targets(teacher, *batch, tokenizer, config, lm)
@@ -187,28 +189,24 @@ def part(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lm.yaml").write_text(yaml.safe_dump(LmConfig(order=2).model_dump(mode="json")))
     lm = ["lm", "--config", folder / "lm.yaml", "--cuts", toy.train, "--tokenizer", toy.tokenizer]
     assert main([*map(str, lm), "--out", str(folder / "lm.arpa")]) == 0
-    dump = toy.dump_command(toy.folder / "teacher" / "model.pt", folder / "part.parquet")
+    dump = toy.dump_command(toy.teacher, folder / "part-00000.parquet")
     dump[dump.index("--config") + 1] = str(folder / "targets.yaml")
     assert main(dump) == 1  # search.lm needs --lm
     assert main([*dump, "--lm", str(folder / "lm.arpa")]) == 0
-    return folder / "part.parquet"
+    return folder / "part-00000.parquet"
 
 
 def test_fused_nbest_shards_are_sound(toy: Workspace, part: Path) -> None:
     index = part.with_name("index.json")
-    assert main(toy.verify_command(toy.folder / "teacher" / "model.pt", part, index)) == 0
+    assert main(toy.verify_command(toy.teacher, part.parent)) == 0
     footer, table = read_shard(part)
     assert footer.lm_weight == 0.3
     assert footer.lm_sha256
     facts = read_json(index)
     assert (facts["utterances"], facts["paths"], facts["lm_weight"]) == (12, len(table), 0.3)
-    store = TargetStore([part], footer.teacher_sha256, footer.tokenizer_sha256, footer.vocab_size)
+    store = TargetStore(index, footer.tokenizer_sha256, footer.vocab_size)
     for cut in toy.cuts:
-        assert sum(target.weight for target in store[cut.id]) == pytest.approx(1.0, abs=1e-5)
-        assert [target.rank for target in store[cut.id]] == list(range(len(store[cut.id])))
-    plain = toy.folder / "part.parquet"
-    with pytest.raises(ContractError, match=r"part\.parquet: lm_sha256 is None, expected .*: dump this shard again"):
-        TargetStore([part, plain], footer.teacher_sha256, footer.tokenizer_sha256, footer.vocab_size)
+        assert sum(row.weight for row in store.rows(cut.id)) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +228,11 @@ def test_verify_refuses_a_broken_ranking(
 ) -> None:
     from dataclasses import replace
 
-    footer, table = read_shard(toy.folder / "part.parquet")
+    footer, table = read_shard(toy.part)
     rows = [row_to_target(table, row, footer.top_k) for row in range(len(table))]
     second = replace(rows[3], **{"rank": 1, "weight": 0.0} | {column: value})  # type: ignore[arg-type]
-    write_shard([*rows[:4], second, *rows[4:]], footer, tmp_path / "bad.parquet")
-    command = toy.verify_command(toy.folder / "teacher" / "model.pt", tmp_path / "bad.parquet", tmp_path / "i.json")
+    write_shard([*rows[:4], second, *rows[4:]], footer, tmp_path / "part-00000.parquet")
+    command = toy.verify_command(toy.teacher, tmp_path)
     assert main(command) == 1
     assert message in (error := capsys.readouterr().err)
     assert "utterance utt03" in error
@@ -243,16 +241,16 @@ def test_verify_refuses_a_broken_ranking(
 def test_a_shard_of_version_1_is_refused(toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import pyarrow.parquet as pq
 
-    old = tmp_path / "old.parquet"
-    table = pq.read_table(toy.folder / "part.parquet").drop_columns("weight")
+    old = tmp_path / "part-00000.parquet"
+    table = pq.read_table(toy.part).drop_columns("weight")
     metadata = {
         key: b"1" if key == b"kdtrans.schema_version" else value for key, value in table.schema.metadata.items()
     }
     pq.write_table(table.replace_schema_metadata(metadata), old)
-    message = "old.parquet: schema_version is 1, this version reads 2: dump the targets again"
+    message = "part-00000.parquet: schema_version is 1, this version reads 2 and 3: delete the shard"
     with pytest.raises(ContractError, match=message):
         read_shard_footer(old)
-    assert main(toy.verify_command(toy.folder / "teacher" / "model.pt", old, tmp_path / "index.json")) == 1
+    assert main(toy.verify_command(toy.teacher, tmp_path)) == 1
     assert message in capsys.readouterr().err
     assert main(["inspect", str(old)]) == 1
     assert message in capsys.readouterr().err

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdtrans.config import FilterConfig, StudentConfig, validate
-from kdtrans.contracts import ContractError
+from kdtrans.contracts import ContractError, TargetsFooter
+from kdtrans.data.batches import BatchOrder, FeatureCache, TrainingBatches
 from kdtrans.data.manifest import text_of
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.targets.filters import repetition, unfit
-from kdtrans.targets.shards import Target, TargetStore, read_shard, row_to_target, write_shard
+from kdtrans.targets.index import index_shard, row_groups, write_index
+from kdtrans.targets.shards import Target, read_shard, row_to_target, write_shard
+from kdtrans.targets.store import TargetRow, TargetStore
 from kdtrans.training.examples import student_examples
 from tests.tiny import Workspace
 
@@ -25,8 +29,8 @@ from tests.tiny import Workspace
     ("filters", "change", "reason"),
     [
         ({}, {}, None),
-        ({}, {"labels": []}, "empty pseudo text"),
-        ({"min_frames_per_label": 0.0}, {"labels": []}, "empty pseudo text"),
+        ({}, {"num_labels": 0}, "empty pseudo text"),
+        ({"min_frames_per_label": 0.0}, {"num_labels": 0}, "empty pseudo text"),
         ({}, {"num_frames": 3}, "too few frames a label"),
         ({"min_frames_per_label": 0.5}, {"num_frames": 3}, None),
         ({"min_frames_per_label": 6.25}, {}, None),
@@ -35,6 +39,8 @@ from tests.tiny import Workspace
         ({"min_confidence": 0.51}, {}, "low confidence"),
         ({"max_repetition": 0.34}, {}, None),
         ({"max_repetition": 0.33}, {}, "repeated labels"),
+        ({"max_repetition": 0.1}, {"repetition": float(np.float32(0.1))}, None),  # as the index has it
+        ({"min_confidence": 0.7}, {"confidence": float(np.float32(0.7))}, None),
         ({"max_length_ratio": 2.0}, {"labels_per_second": 2.0}, None),
         ({"max_length_ratio": 2.0}, {"labels_per_second": 1.9}, "unusual length"),
         ({"max_length_ratio": 2.0}, {"labels_per_second": 8.0}, None),
@@ -44,10 +50,9 @@ from tests.tiny import Workspace
 )
 def test_each_filter(filters: dict[str, float], change: dict[str, Any], reason: str | None) -> None:
     """Four labels, one of them a repetition, in 25 frames of 1 s."""
-    facts: dict[str, Any] = {"labels": [5, 5, 6, 7], "num_frames": 25, "confidence": 0.5, "seconds": 1.0}
-    facts |= change
-    facts["labels"] = np.array(facts["labels"])
-    assert unfit(**facts, filters=validate(FilterConfig, filters, "test")) == reason
+    pace = change.pop("labels_per_second", None)
+    row = replace(TargetRow(0, 1.0, num_frames=25, num_labels=4, confidence=0.5, repetition=1 / 3), **change)
+    assert unfit(row, 1.0, validate(FilterConfig, filters, "test"), pace) == reason
 
 
 def test_repetition() -> None:
@@ -71,10 +76,17 @@ def respell(target: Target, labels: list[int], **changes: Any) -> Target:
     return replace(target, path=path, topk_ids=ids, topk_logp=np.full(ids.shape, -9, np.float16), **changes)
 
 
+def store_of(rows: list[Target], footer: TargetsFooter, folder: Path) -> TargetStore:
+    part = folder / "part-00000.parquet"
+    write_shard(rows, footer, part)
+    write_index(folder / "index.json", footer, [index_shard(part, footer, row_groups(part))])
+    return TargetStore(folder / "index.json", footer.tokenizer_sha256, footer.vocab_size)
+
+
 @pytest.fixture
 def store(toy: Workspace, tmp_path: Path) -> TargetStore:
     """The toy's targets, where every unlabelled utterance has three hypotheses: [2, 3], [2] and [4, 4, 4]."""
-    footer, table = read_shard(toy.folder / "part.parquet")
+    footer, table = read_shard(toy.part)
     rows = []
     for row in range(len(table)):
         target = row_to_target(table, row, footer.top_k)
@@ -83,8 +95,7 @@ def store(toy: Workspace, tmp_path: Path) -> TargetStore:
             continue
         for rank, (labels, weight) in enumerate((([2, 3], 0.5), ([2], 0.3), ([4, 4, 4], 0.2))):
             rows.append(respell(target, labels, rank=rank, weight=weight, path_logp=-3.0 - rank, total_logp=-2.5))
-    write_shard(rows, footer, tmp_path / "nbest.parquet")
-    return TargetStore([tmp_path / "nbest.parquet"], footer.teacher_sha256, footer.tokenizer_sha256, footer.vocab_size)
+    return store_of(rows, footer, tmp_path / "nbest")
 
 
 def student(**values: Any) -> StudentConfig:
@@ -100,15 +111,16 @@ def test_unlabelled_utterances_have_the_hypotheses_that_are_fit(
     for example in examples:
         if example.labelled:
             [labelling] = example.labellings
-            assert list(labelling.labels) == tokenizer.encode(text_of(example.cut) or "")
+            assert list(labelling.read().labels) == tokenizer.encode(text_of(example.cut) or "")
         else:
-            assert [labelling.labels for labelling in example.labellings] == [(2, 3), (2,), (4, 4, 4)]
+            assert [labelling.read().labels for labelling in example.labellings] == [(2, 3), (2,), (4, 4, 4)]
             assert [labelling.weight for labelling in example.labellings] == pytest.approx([0.5, 0.3, 0.2])
         for rank, labelling in enumerate(example.labellings):
-            assert labelling.total_logp == store.target(example.cut.id, rank).total_logp
-            assert labelling.load_targets is not None
-            nodes = labelling.load_targets()
-            assert len(nodes) == len(labelling.labels) + store.target(example.cut.id, rank).num_frames
+            target, read = store.target(example.cut.id, rank), labelling.read()
+            assert read.total_logp == target.total_logp
+            assert read.targets is not None
+            assert len(read.targets) == len(read.labels) + target.num_frames
+            assert labelling.num_labels == len(read.labels)
 
     examples, dropped = student_examples(toy.cuts, tokenizer, student(filters={"max_repetition": 0.5}), store)
     weights = [[labelling.weight for labelling in e.labellings] for e in examples if not e.labelled]
@@ -149,17 +161,47 @@ def test_a_loss_gets_what_it_reads(
     examples, _ = student_examples(toy.cuts, tokenizer, student(kd=kd), store)
     for example in examples:
         for labelling in example.labellings:
-            assert (labelling.load_targets is not None) == distributions[not example.labelled]
-            assert (labelling.total_logp is not None) == totals[not example.labelled]
+            read = labelling.read()
+            assert (read.targets is not None) == distributions[not example.labelled]
+            assert (read.total_logp is not None) == totals[not example.labelled]
 
 
 def test_refusals(toy: Workspace, tokenizer: Tokenizer, store: TargetStore, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="utterance utt00 has no target"):
         student_examples(toy.cuts, tokenizer, student(), None)
-    footer, table = read_shard(tmp_path / "nbest.parquet")
+    footer, table = read_shard(tmp_path / "nbest" / "part-00000.parquet")
     rows = [row_to_target(table, row, footer.top_k) for row in range(len(table))]
-    write_shard([respell(rows[0], [3]), *rows[1:]], footer, tmp_path / "other.parquet")
-    other = TargetStore([tmp_path / "other.parquet"], footer.teacher_sha256, footer.tokenizer_sha256, footer.vocab_size)
-    with pytest.raises(ContractError, match=r"utterance utt00: its target spells .* dump again"):
-        student_examples(toy.cuts, tokenizer, student(), other)
+    shorter = store_of([respell(rows[0], [3]), *rows[1:]], footer, tmp_path / "shorter")
+    with pytest.raises(ContractError, match=r"utterance utt00: its target spells 1 labels, .* dump again"):
+        student_examples(toy.cuts, tokenizer, student(), shorter)
+    other = store_of([respell(rows[0], [3] * len(rows[0].labels)), *rows[1:]], footer, tmp_path / "other")
+    [first, *_], _ = student_examples(toy.cuts, tokenizer, student(), other)
+    with pytest.raises(ContractError, match=r"utterance utt00: its target spells \[3, .* dump again"):
+        first.labellings[0].read()
     assert student_examples(toy.cuts, tokenizer, student(unlabelled=False, kd={"weight": 0.0}), None)[0]
+
+
+def test_no_distribution_is_read_before_its_visit(
+    toy: Workspace, tokenizer: Tokenizer, store: TargetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "target", None)
+    assert len(student_examples(toy.cuts, tokenizer, student(filters={"max_length_ratio": 9.0}), store)[0]) == 12
+
+
+def test_loader_processes_read_the_same_targets(toy: Workspace, tokenizer: Tokenizer, store: TargetStore) -> None:
+    examples, _ = student_examples(toy.cuts, tokenizer, student(), store)
+    seconds, labelled = [e.cut.duration for e in examples], [e.labelled for e in examples]
+    store.target("utt00", 0)  # this process has files open
+
+    def stream(workers: int) -> TrainingBatches:
+        order = BatchOrder(seconds, labelled, 6.0)
+        return TrainingBatches(examples, order, FeatureCache(lambda samples_S: samples_S[::160, None], 1.0), workers)
+
+    for here, there in islice(zip(stream(0).stream((0, 0)), stream(2).stream((0, 0)), strict=True), 12):
+        assert (here.utt_ids, here.position) == (there.utt_ids, there.position)
+        assert here.targets is not None
+        assert there.targets is not None
+        assert torch.equal(here.labels_BU, there.labels_BU)
+        assert torch.equal(here.targets.ids_NK, there.targets.ids_NK)
+        assert torch.equal(here.targets.logp_NK, there.targets.logp_NK)
+        torch.testing.assert_close(here.teacher_totals_B, there.teacher_totals_B)

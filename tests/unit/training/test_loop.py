@@ -62,7 +62,7 @@ def test_gradients_that_are_not_numbers_stop_the_run() -> None:
 def test_a_development_set_without_text_is_refused_before_training(toy: Workspace) -> None:
     unlabelled = [cut for cut in toy.cuts if text_of(cut) is None]
     tokenizer = Tokenizer(toy.tokenizer)
-    model = load_model(toy.folder / "teacher" / "model.pt", tokenizer)
+    model = load_model(toy.teacher, tokenizer)
     with pytest.raises(ValueError, match="none of the 4 utterances of the development set has text"):
         dev_evaluation(unlabelled, tokenizer, model, 10.0)
 

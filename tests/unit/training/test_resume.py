@@ -29,7 +29,7 @@ def finished(path: Path) -> str:
 @pytest.fixture(scope="module")
 def unbroken(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("unbroken") / "model.pt"
-    assert main(toy.student_command(toy.folder / "part.parquet", toy.folder / "index.json", out)) == 0
+    assert main(toy.student_command(toy.index, out)) == 0
     return finished(out)
 
 
@@ -47,7 +47,7 @@ def kill_when(command: list[str], marker: Path, inside: str | None = None) -> No
 
 
 def test_kill_in_the_middle_of_training_changes_no_number(toy: Workspace, unbroken: str, tmp_path: Path) -> None:
-    command = toy.student_command(toy.folder / "part.parquet", toy.folder / "index.json", tmp_path / "model.pt")
+    command = toy.student_command(toy.index, tmp_path / "model.pt")
     kill_when(command, tmp_path / "checkpoints" / "metrics.jsonl", inside='"step": 6')
     assert not (tmp_path / "model.pt").exists()
     done = load_torch(tmp_path / "checkpoints" / "last.pt")["step"]
@@ -60,7 +60,7 @@ def test_kill_in_the_middle_of_training_changes_no_number(toy: Workspace, unbrok
 
 
 def test_a_time_budget_is_kept_and_resumed(toy: Workspace, unbroken: str, tmp_path: Path) -> None:
-    command = toy.student_command(toy.folder / "part.parquet", toy.folder / "index.json", tmp_path / "model.pt")
+    command = toy.student_command(toy.index, tmp_path / "model.pt")
     statuses = []
     while not statuses or statuses[-1] == 75:
         statuses.append(main([*command, "--max-seconds", "0.0"]))
@@ -69,7 +69,7 @@ def test_a_time_budget_is_kept_and_resumed(toy: Workspace, unbroken: str, tmp_pa
 
 
 def test_changed_settings_do_not_resume_the_old_model(toy: Workspace, tmp_path: Path) -> None:
-    command = toy.student_command(toy.folder / "part.parquet", toy.folder / "index.json", tmp_path / "model.pt")
+    command = toy.student_command(toy.index, tmp_path / "model.pt")
     assert main([*command, "--max-seconds", "0.0"]) == 75
     changed = STUDENT | {"joiner_dim": 12}
     config = tmp_path / "student.yaml"
@@ -103,8 +103,8 @@ def test_files_of_the_same_name_are_different_inputs(tmp_path: Path) -> None:
 
 
 def test_kill_in_the_middle_of_a_dump_loses_nothing_and_leaves_nothing(toy: Workspace, tmp_path: Path) -> None:
-    out = tmp_path / "part.parquet"
-    command = toy.dump_command(toy.folder / "teacher" / "model.pt", out)
+    out = tmp_path / "part-00000.parquet"
+    command = toy.dump_command(toy.teacher, out)
     process = subprocess.Popen([sys.executable, "-m", "kdtrans", *command], stdout=subprocess.PIPE)
     time.sleep(2.0)
     process.kill()
@@ -112,9 +112,9 @@ def test_kill_in_the_middle_of_a_dump_loses_nothing_and_leaves_nothing(toy: Work
     if not out.exists():  # killed before its rename: no part of a shard is ever visible
         assert list(tmp_path.glob("*.parquet")) == []
     assert main(command) == 0
-    assert main(toy.verify_command(toy.folder / "teacher" / "model.pt", out, tmp_path / "index.json")) == 0
-    first = (toy.folder / "part.parquet").read_bytes()
+    assert main(toy.verify_command(toy.teacher, tmp_path)) == 0
+    first = (toy.part).read_bytes()
     from kdtrans.targets.shards import read_shard
 
-    assert read_shard(out)[1].equals(read_shard(toy.folder / "part.parquet")[1])
+    assert read_shard(out)[1].equals(read_shard(toy.part)[1])
     assert len(first) == out.stat().st_size or abs(len(first) - out.stat().st_size) < 200  # only `created` may differ

@@ -12,7 +12,7 @@ import yaml
 from kdtrans.__main__ import main
 from kdtrans.artifacts import read_json
 from kdtrans.config import merge
-from kdtrans.data.batches import BatchOrder, Example, Labelling, load_features
+from kdtrans.data.batches import BatchOrder, Example, Supervision, known, load_features
 from kdtrans.data.manifest import text_of, write_cuts
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.training import shift
@@ -27,11 +27,11 @@ SHORT = {"training": {"updates": 4, "evaluate_every": 4, "log_every": 1}}
 def command_of(toy: Workspace, folder: Path, changes: dict[str, Any], teacher: bool = False) -> list[str]:
     """Command line that trains the toy student with changed settings."""
     folder.mkdir()
-    command = toy.student_command(toy.folder / "part.parquet", toy.folder / "index.json", folder / "model.pt")
+    command = toy.student_command(toy.index, folder / "model.pt")
     config = folder / "student.yaml"
     config.write_text(yaml.safe_dump(merge(merge(STUDENT, SHORT), changes)))
     command[command.index("--config") + 1] = str(config)
-    return [*command, *(["--teacher", str(toy.folder / "teacher" / "model.pt")] if teacher else [])]
+    return [*command, *(["--teacher", str(toy.teacher)] if teacher else [])]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_another_teacher_than_that_of_the_pseudo_text_is_refused(
     toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = command_of(toy, tmp_path / "run", {"kd": {"loss": "collapsed", "weight": 1.0}}, teacher=True)
-    other = load_torch(toy.folder / "teacher" / "model.pt") | {"fingerprint": "f" * 64}
+    other = load_torch(toy.teacher) | {"fingerprint": "f" * 64}
     torch.save(other, tmp_path / "other.pt")
     command[command.index("--teacher") + 1] = str(tmp_path / "other.pt")
     assert main(command) == 1
@@ -99,7 +99,7 @@ def test_when_the_filters_leave_nothing_they_are_named(
 
 
 def test_the_teachers_outputs_are_those_of_the_utterance_alone(toy: Workspace) -> None:
-    teacher = load_model(toy.folder / "teacher" / "model.pt", Tokenizer(toy.tokenizer))
+    teacher = load_model(toy.teacher, Tokenizer(toy.tokenizer))
     cut = toy.cuts[0]
     output = load_features(cut, teacher_outputs(teacher))
     features = load_features(cut, teacher.encoder.extract)
@@ -114,7 +114,8 @@ def test_the_teachers_outputs_are_those_of_the_utterance_alone(toy: Workspace) -
 
 def test_the_memory_of_the_grids_is_told_before_training(toy: Workspace) -> None:
     lengths = [3, 5, 0]
-    examples = [Example(cut, True, (Labelling(tuple(range(n))),)) for cut, n in zip(toy.cuts[:3], lengths, strict=True)]
+    labellings = [known(Supervision(tuple(range(n)))) for n in lengths]
+    examples = [Example(cut, True, (one,)) for cut, one in zip(toy.cuts[:3], labellings, strict=True)]
     seconds = [cut.duration for cut in toy.cuts[:3]]
     order = BatchOrder(seconds, [True] * 3, max_duration_s=100.0)  # one batch
     assert largest_grids(examples, order, 7) == pytest.approx(2 * 3 * max(seconds) / 0.04 * 6 * 7 * 4, abs=1)
