@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +13,9 @@ import pyarrow.parquet as pq
 from kdtrans.artifacts import read_json
 from kdtrans.contracts import (
     ALIGNMENTS,
-    BLANK,
     FRAME_SHIFT_MS,
     HYPOTHESES,
     SCORES,
-    TARGETS,
-    TARGETS_VERSION,
     ContractError,
     read_footer,
     read_table,
@@ -61,57 +56,6 @@ def describe_manifest(path: Path) -> Description:
     ]
     line = f"{len(references):,} utterances, {hours} hours, {labelled:,} labelled"
     return Description("manifest", line, facts, ["utt_id", "speaker", "seconds", "text"], rows, "first utterances")
-
-
-def describe_targets(path: Path, pieces: Sequence[str] | None = None) -> Description:
-    """Provenance, size and quality of a target shard, and its first paths.
-
-    Args:
-        path: the shard.
-        pieces: the piece of each token id, to show paths as text; ids without it.
-    """
-    footer = read_footer(path)
-    version = footer.get("schema_version", str(TARGETS_VERSION))
-    if version != str(TARGETS_VERSION):
-        raise ContractError(
-            f"{path}: schema_version is {version}, this version reads {TARGETS_VERSION}: dump the targets again"
-        )
-    table = read_table(path, TARGETS)
-    try:
-        top_k, shift_ms = int(footer["top_k"]), int(footer.get("frame_shift_ms", "40"))
-    except (KeyError, ValueError) as error:
-        raise ContractError(f"{path}: the footer's top_k or frame_shift_ms is missing or no number ({error})") from None
-    if pieces is not None and len(pieces) != int(footer.get("vocab_size", len(pieces))):
-        raise ContractError(
-            f"{path} was made with {footer['vocab_size']} pieces, the tokenizer given has {len(pieces)}: give its own"
-        )
-    best = table.filter(pc.equal(table["rank"], 0))
-    hours = best["num_frames"].to_numpy().sum(dtype=np.int64) * shift_ms / 3.6e6
-    size, nodes = path.stat().st_size / 1e6, len(table["path"].combine_chunks().flatten())
-    per_hour = f", {size / hours:.1f} MB for an hour of audio" if hours else ""
-    facts = {
-        "utterances": f"{len(best):,} ({len(table):,} paths)",
-        "hours": f"{hours:.3f}",
-        "nodes": f"{nodes:,}",
-        "size": f"{size:.2f} MB{per_hour}",
-        "origin": counts(best["origin"].to_pylist()),
-        "tail mass": quantiles(tail_mass(table, top_k)),
-        "confidence": quantiles(table["confidence"].to_numpy()),
-        **footer,
-    }
-    rows = [
-        [
-            row["utt_id"],
-            row["origin"],
-            f"{row['confidence']:.3f}",
-            row["text"],
-            emissions(row["path"], shift_ms, pieces),
-        ]
-        for row in best.slice(0, FIRST_ROWS).to_pylist()
-    ]
-    header = ["utt_id", "origin", "confidence", "text", "path: seconds:token"]
-    line = f"{len(best):,} utterances, {hours:.3f} hours, {nodes:,} nodes, {size:.2f} MB"
-    return Description("targets", line, facts, header, rows, "first best paths")
 
 
 def describe_hypotheses(path: Path) -> Description:
@@ -178,27 +122,10 @@ def parquet_kind(path: Path) -> str | None:
         raise ContractError(
             f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
         ) from None
-    if "topk_logp" in schema.names:  # of any version: describe_targets names one that it does not read
+    if "topk_logp" in schema.names:  # of any version: ShardReader names one that it does not read
         return "targets"
     known = {"hypotheses": HYPOTHESES, "counts": SCORES, "alignments": ALIGNMENTS}
     return next((kind for kind, columns in known.items() if schema.names == columns.names), None)
-
-
-def tail_mass(table: pa.Table, top_k: int) -> np.ndarray:
-    """Probability that the stored classes leave to all others, at each node of a target table: (nodes,)."""
-    logp = table["topk_logp"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    return 1.0 - np.exp(logp).reshape(-1, top_k).sum(1)
-
-
-def emissions(path: Iterable[int], shift_ms: int, pieces: Sequence[str] | None = None, most: int = 8) -> str:
-    """A path over time: the second at which each token is emitted, and the token. A blank ends a frame."""
-    frame, parts = 0, []
-    for token in path:
-        if token == BLANK:
-            frame += 1
-        else:
-            parts.append(f"{frame * shift_ms / 1000:.2f}:{pieces[token] if pieces else token}")
-    return " ".join(parts[:most]) + (f" ... ({len(parts)} tokens)" if len(parts) > most else "")
 
 
 def quantiles(values: np.ndarray) -> str:
@@ -208,9 +135,3 @@ def quantiles(values: np.ndarray) -> str:
     names = ("min", "25 %", "median", "75 %", "max")
     found = np.percentile(values, [0, 25, 50, 75, 100])
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, found, strict=True))
-
-
-def counts(values: Iterable[Any]) -> str:
-    """How often each value occurs, in one line."""
-    found, numbers = np.unique(np.array(list(values), dtype=str), return_counts=True)
-    return ", ".join(f"{number:,} {name}" for name, number in zip(found, numbers, strict=True)) or "none"

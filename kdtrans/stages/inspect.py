@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from kdtrans.report.describe import Description
+    from kdtrans.report.stored_paths import ShardReader, StoredPath
 
 RECOGNISED = (
     "manifests (.jsonl.gz), target shards, hypotheses, alignments and per-utterance counts (.parquet), "
@@ -17,19 +20,46 @@ RECOGNISED = (
 )
 
 
-def main(file: Path, /, *, tokenizer: Path | None = None) -> None:
+def main(
+    file: Path,
+    /,
+    *,
+    tokenizer: Path | None = None,
+    utt: str | None = None,
+    html: Path | None = None,
+    cuts: list[Path] | None = None,
+    most: int = 50,
+) -> None:
     """Summarise a manifest, target shard, checkpoint, hypothesis file or score; list the files of a directory.
+
+    A directory of target shards is summarised as a whole. Of targets, --utt shows one utterance's paths over time, and
+    --html writes a page with tables, pictures and sound.
 
     Args:
         file: the file or directory.
         tokenizer: sentencepiece model, to show the tokens of paths as text.
+        utt: show the paths of this utterance of a target shard, or of a directory of them.
+        html: write a page of a target shard; with --utt, of this utterance alone.
+        cuts: manifests of the shard's utterances, or their directory, for sound and spectrograms on the page.
+        most: pictures and sound are put on the page for the first so many utterances.
     """
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console()
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
+    if (cuts or most != 50) and html is None:
+        raise ValueError("--cuts and --most are for a page: give --html OUT.html too")
+    if utt is not None or html is not None:
+        _inspect_paths(file, tokenizer, utt, html, cuts or [], most)
+        return
+    console = Console()
+    if shards := _shards_of(file):
+        from kdtrans.report.describe_targets import describe_target_folder
+
+        console.print(f"[bold]{escape(str(file))}[/bold]  target shards", highlight=False, soft_wrap=True)
+        _show(describe_target_folder(file, shards), console)
+        return
     if file.is_dir():
         _list(file)
         return
@@ -45,6 +75,7 @@ def main(file: Path, /, *, tokenizer: Path | None = None) -> None:
 def describe(file: Path, tokenizer: Path | None = None) -> Description | None:
     """The description of a file by its kind; None when it is no kind of file that is known here."""
     from kdtrans.report import describe as kinds
+    from kdtrans.report.describe_targets import describe_targets
 
     if file.name.endswith(".jsonl.gz"):
         return kinds.describe_manifest(file)
@@ -56,7 +87,7 @@ def describe(file: Path, tokenizer: Path | None = None) -> Description | None:
         return None
     match kinds.parquet_kind(file):
         case "targets":
-            return kinds.describe_targets(file, _pieces(tokenizer))
+            return describe_targets(file, _pieces(tokenizer, file))
         case "hypotheses":
             return kinds.describe_hypotheses(file)
         case "counts":
@@ -64,6 +95,111 @@ def describe(file: Path, tokenizer: Path | None = None) -> Description | None:
         case "alignments":
             return kinds.describe_alignments(file)
     return None
+
+
+def _inspect_paths(
+    file: Path, tokenizer: Path | None, utt: str | None, html: Path | None, cuts: list[Path], most: int
+) -> None:
+    """Paths of target shards: one utterance's on the terminal, or a page."""
+    from kdtrans.report.describe import parquet_kind
+    from kdtrans.report.describe_targets import describe_path, find_paths
+    from kdtrans.report.stored_paths import ShardReader
+
+    is_shard = file.suffix == ".parquet" and parquet_kind(file) == "targets"
+    files = [file] if is_shard else _shards_of(file)
+    if not files:
+        raise ValueError(f"{file}: --utt and --html are for target shards: give one, or their directory")
+    if utt is None and file.is_dir():
+        raise ValueError(f"{file}: a page is of one shard: give one of its {len(files):,}, or --utt")
+    if utt is None:
+        shard = ShardReader.open(file)
+        paths = list(shard.paths())
+    else:
+        shard, paths = find_paths(map(ShardReader.open, _shards_with(file, files, utt)), utt)
+    pieces = _pieces(tokenizer, shard.path)
+    if html is not None:
+        _write_page(html, shard, paths, pieces, cuts, most)
+        return
+    from rich.console import Console
+
+    for path in paths:
+        _show(describe_path(path, pieces), Console())
+
+
+def _write_page(
+    html: Path, shard: ShardReader, paths: list[StoredPath], pieces: list[str] | None, cuts: list[Path], most: int
+) -> None:
+    """Write the page and say what is on it."""
+    from kdtrans.artifacts import code_revision, write_text
+    from kdtrans.report.shard_page import shard_page
+
+    if most < 0:
+        raise ValueError(f"--most is {most}, but pictures are made of 0 utterances or more")
+    utterances = list(dict.fromkeys(path.utt_id for path in paths))
+    drawn = utterances[:most]
+    samples = _samples(cuts, drawn) if cuts else {}
+    created = shard.footer.get("created", "").replace("T", " ").replace("Z", " UTC")
+    byline = f"kdtrans {code_revision()}, targets of {created or 'unknown date'}"
+    write_text(html, shard_page(shard.path.name, byline, shard.footer, paths, pieces, samples, most))
+    print(
+        f"{html}: {len(utterances):,} utterances, {len(drawn):,} with pictures, {len(samples):,} with sound, "
+        f"{html.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _samples(cuts: list[Path], utterances: Sequence[str]) -> dict[str, np.ndarray]:
+    """Audio (S,) of some utterances; manifests are read only until all are found.
+
+    Raises:
+        ValueError: when the manifests have none of them, or a file of sound cannot be read.
+    """
+    from lhotse.serialization import deserialize_item
+
+    from kdtrans.contracts import manifest_files, read_manifest_lines
+    from kdtrans.data.batches import load_waveform
+
+    wanted, samples = set(utterances), {}
+    for path in manifest_files(cuts):
+        for line in read_manifest_lines(path):
+            entry = json.loads(line)
+            if entry["id"] in wanted:
+                wanted.remove(entry["id"])
+                samples[entry["id"]] = load_waveform(deserialize_item(entry)).numpy()
+        if not wanted:
+            break
+    if utterances and not samples:
+        raise ValueError(
+            f"{cuts[0]} does not have '{utterances[0]}' or any other utterance: give this shard's manifests"
+        )
+    return samples
+
+
+def _shards_of(folder: Path) -> list[Path]:
+    """The shards of a directory that holds nothing else to be listed; else none."""
+    if not folder.is_dir():
+        return []
+    known = (".jsonl.gz", ".score.json", ".pt", ".parquet")
+    files = [path for path in folder.rglob("*") if path.name.endswith(known) and not path.name.startswith(".")]
+    is_shard = [path.parent == folder and path.match("part-*.parquet") for path in files]
+    return sorted(files) if all(is_shard) else []
+
+
+def _shards_with(file: Path, files: list[Path], utt: str) -> list[Path]:
+    """The shard that an index beside the shards names for an utterance; all of them where it names none."""
+    arrow = file / "index.arrow"
+    if not arrow.is_file():
+        return files
+    import pyarrow as pa
+
+    from kdtrans.artifacts import read_json
+    from kdtrans.targets.index import read_rows, rows_with_key, utterance_key
+
+    with pa.memory_map(str(arrow)) as source:
+        rows = read_rows(source, str(arrow))
+        numbers = {rows["shard"][row].as_py() for row in rows_with_key(rows["key"].to_numpy(), utterance_key(utt))}
+    shards = read_json(arrow.with_suffix(".json"))["shards"]
+    named = [file / shards[number]["path"] for number in sorted(numbers)]
+    return named or files
 
 
 def _describe_checkpoint(file: Path) -> Description:
@@ -101,12 +237,20 @@ def _describe_checkpoint(file: Path) -> Description:
     return description
 
 
-def _pieces(tokenizer: Path | None) -> list[str] | None:
+def _pieces(tokenizer: Path | None, shard: Path) -> list[str] | None:
+    """The pieces of the tokenizer given, if any; it must be the one that the shard was made with."""
     if tokenizer is None:
         return None
+    from kdtrans.contracts import ContractError, read_footer
     from kdtrans.data.tokenizer import Tokenizer
 
-    return Tokenizer(tokenizer).pieces
+    given = Tokenizer(tokenizer)
+    made_with = read_footer(shard).get("tokenizer_sha256", given.sha256)
+    if made_with != given.sha256:
+        raise ContractError(
+            f"{shard} was made with tokenizer {made_with[:12]}, {tokenizer} is {given.sha256[:12]}: give its own"
+        )
+    return given.pieces
 
 
 def _show(description: Description, console: Console) -> None:
@@ -121,7 +265,9 @@ def _show(description: Description, console: Console) -> None:
         facts.add_row(Text(key), Text(value))
     console.print(facts)
     if description.rows:
-        table = Table(*description.header, box=box.SIMPLE_HEAD, title=description.table, title_justify="left")
+        table = Table(
+            *description.header, box=box.SIMPLE_HEAD, pad_edge=False, title=description.table, title_justify="left"
+        )
         for row in description.rows:
             table.add_row(*map(Text, row))
         console.print(table)
