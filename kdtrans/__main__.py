@@ -33,7 +33,10 @@ COMMANDS = {
     "report": ("kdtrans.stages.report", "write the table of systems and the HTML report"),
     "study": ("kdtrans.stages.study", "gather the reports of several results folders into one page"),
     "transcribe": ("kdtrans.stages.transcribe", "transcribe audio files, as a stream where the model can"),
-    "inspect": ("kdtrans.stages.inspect", "summarise a manifest, target shard, checkpoint or hypothesis file"),
+    "inspect": ("kdtrans.stages.inspect", "look into a manifest, target shard, checkpoint or hypothesis file"),
+    "estimate": ("kdtrans.stages.estimate", "say what a dump will cost: gigabytes, hours, free disk"),
+    "target-sizes": ("kdtrans.stages.target_sizes", "measure what choices of the shards' encoding cost and lose"),
+    "bench": ("kdtrans.stages.bench", "measure on this machine what the project promises"),
     "schema": ("kdtrans.stages.schema", "print the JSON schema of config.yaml"),
 }
 

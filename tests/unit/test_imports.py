@@ -14,6 +14,7 @@ FLOORS = [
     {"lattice"},
     {"models", "losses"},
     {"data", "targets", "training", "search", "scoring", "report"},
+    {"bench"},
     {"stages"},
     {"__main__"},
 ]
