@@ -16,16 +16,22 @@ from pathlib import Path
 
 import numpy as np
 
+from kdtrans.config import TargetsConfig
 from kdtrans.contracts import BLANK, FRAME_SHIFT_MS, TargetsFooter
 from kdtrans.targets.encoding import encode
 from kdtrans.targets.index import IndexedShard, index_shard, row_groups, write_index
 from kdtrans.targets.shards import Target, write_shard
 
 SECONDS, LABELS, UTTERANCES = 12.0, 40, 30  # an utterance of LibriSpeech's length, in 256 pieces; a shard's utterances
-VOCABULARY, TOP_K = 256, 8
+SETTING = TargetsConfig()
+VOCABULARY, TOP_K = 256, SETTING.top_k
 SURE = 0.8  # share of blank nodes at which blank is all but certain
 DIFFERENT = 300  # distributions drawn; the utterances share them, because reading does not tell
-FOOTER = TargetsFooter("t" * 64, "p" * 64, VOCABULARY, TOP_K, 0, "m" * 64, min_probability=1e-4, logp_step=1 / 64)
+FOOTER = TargetsFooter(
+    *("t" * 64, "p" * 64, VOCABULARY, TOP_K, 0, "m" * 64),
+    min_probability=SETTING.min_probability,
+    logp_step=SETTING.logp_step,
+)
 BATCH_SECONDS = 240.0
 SAMPLE_EVERY = 20  # targets between two looks at the resident memory
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from lhotse import MonoCut, SupervisionSegment
 from torch import Tensor
@@ -28,9 +25,9 @@ from kdtrans.data.manifest import read_cuts
 from kdtrans.data.tokenizer import Tokenizer, train_tokenizer
 from kdtrans.models.build import build_teacher
 from kdtrans.models.transducer import Transducer
-from kdtrans.targets.encoding import encode
-from kdtrans.targets.make import make_targets
+from kdtrans.targets.make import make_targets, targets_of_encoded
 from kdtrans.targets.shards import Target, read_shard, row_to_target, write_shard
+from kdtrans.targets.sizes import bytes_by_column, encoded, hours_of, losses_of
 from kdtrans.training.checkpoint import load_model
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "an4-targets" / "full.parquet"
@@ -49,7 +46,6 @@ WHISPER_BASE = {  # what of it sets the time of its encoder
     **{"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048},
     **{"num_mel_bins": 80, "max_source_positions": 1500},
 }
-LEAST = 1.0e-7  # of a tail, before its logarithm is taken
 Batches = list[tuple[list[MonoCut], Tensor, Tensor]]
 
 
@@ -58,12 +54,8 @@ class Material:
     """Real targets with the whole vocabulary at every node, and where they are from."""
 
     name: str
-    footer: TargetsFooter
+    vocab_size: int
     targets: list[Target]
-
-    @property
-    def hours(self) -> float:
-        return sum(target.num_frames for target in self.targets) * FRAME_SHIFT_MS / 3.6e6
 
 
 def bench_targets(quick: bool, results: Path | None) -> Bench:
@@ -84,70 +76,34 @@ def bench_targets(quick: bool, results: Path | None) -> Bench:
             material, teacher, tokenizer, batches = _from_sample(folder, config)
         else:
             material, teacher, tokenizer, batches = _from_results(results, config, 60 if quick else 240)
-        rows, ratios = measure_encoding(material, config, folder)
+        rows, ratios = measure_encoding(material, config)
         made, overhead = measure_dump(teacher, tokenizer, batches[: 2 if quick else 4], config, folder, repeats=5)
         read, speed = measure_reading(folder, quick)
     return Bench("targets", rows + made + read, ratios | overhead | speed, LIMITS)
 
 
 # ------------------------------------------------------------------------------------------------------------ encoding
-def measure_encoding(
-    material: Material, config: TargetsConfig, folder: Path
-) -> tuple[list[Measurement], dict[str, float]]:
-    """Size and truth of targets as `config` has them written, against the whole distributions."""
-    k = min(config.top_k, material.footer.vocab_size)
-    targets = [encoded(target, config) for target in material.targets]
-    footer = replace(
-        material.footer, top_k=k, min_probability=config.min_probability, logp_step=config.logp_step, schema_version=3
-    )
-    write_shard(targets, footer, folder / "encoded.parquet")
-    size = (folder / "encoded.parquet").stat().st_size
-    whole_NV = np.concatenate([spread(t.topk_ids, t.topk_logp, t.topk_ids.shape[1]) for t in material.targets])
-    stored_NV = np.concatenate([spread(t.topk_ids, t.topk_logp, whole_NV.shape[1]) for t in targets])
-    tail_N = np.concatenate([1 - np.exp(t.topk_logp.astype(np.float64)).sum(1) for t in targets]).clip(0)
+def measure_encoding(material: Material, config: TargetsConfig) -> tuple[list[Measurement], dict[str, float]]:
+    """Size and truth of targets as `config` has them written, against the whole distributions (targets.sizes)."""
+    k = min(config.top_k, material.vocab_size)
+    stored = encoded(material.targets, k, config.min_probability, config.logp_step)
+    lost, hours = losses_of(material.targets, stored), hours_of(material.targets)
     ratios = {
-        "mb_per_hour": size / 1e6 / material.hours,
-        "tail_mass": float(tail_N.mean()),
-        "kl_nats_per_node": float(divergence(whole_NV, stored_NV).mean()),
+        "mb_per_hour": bytes_by_column(stored)["total"] / 1e6 / hours,
+        "tail_mass": lost["tail_mass"],
+        "kl_nats_per_node": lost["kl_full"],
     }
     conditions: dict[str, str | int | float] = {
         "from": material.name,
-        "utterances": len(targets),
-        "minutes": round(material.hours * 60, 1),
-        "V": whole_NV.shape[1],
+        "utterances": len(stored),
+        "minutes": round(hours * 60, 1),
+        "V": material.vocab_size,
         "k": k,
         "min_probability": config.min_probability,
         "logp_step": config.logp_step,
     }
     units = {"mb_per_hour": "MB/h", "tail_mass": "", "kl_nats_per_node": "nats"}
-    rows = [Measurement(name, units[name], [value], conditions) for name, value in ratios.items()]
-    rows.append(Measurement("nodes per hour", "", [len(whole_NV) / material.hours], {"from": material.name}))
-    return rows, ratios
-
-
-def encoded(target: Target, config: TargetsConfig) -> Target:
-    """A target of the whole vocabulary as a dump with `config` writes it."""
-    k = config.top_k
-    ids, logp = encode(target.topk_ids[:, :k], target.topk_logp[:, :k], config.min_probability, config.logp_step)
-    return replace(target, topk_ids=ids, topk_logp=logp)
-
-
-def spread(ids_NK: np.ndarray, logp_NK: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Whole distributions (N, V) from stored ones: the tail's mass is shared evenly by the classes left out."""
-    p_NK = np.exp(logp_NK.astype(np.float64))
-    node_N, _ = is_stored = np.nonzero(p_NK > 0)
-    tail_N = (1 - p_NK.sum(1)).clip(LEAST)
-    left_out_N = vocab_size - np.bincount(node_N, minlength=len(p_NK))
-    p_NV = np.repeat((tail_N / left_out_N.clip(1))[:, None], vocab_size, axis=1)
-    p_NV[node_N, ids_NK[is_stored]] = p_NK[is_stored]
-    return p_NV / p_NV.sum(1, keepdims=True)
-
-
-def divergence(p_NV: np.ndarray, q_NV: np.ndarray) -> np.ndarray:
-    """KL(p || q) of every node (N,), nats."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms_NV = p_NV * (np.log(p_NV) - np.log(q_NV))
-    return np.where(p_NV > 0, terms_NV, 0.0).sum(1)
+    return [Measurement(name, units[name], [value], conditions) for name, value in ratios.items()], ratios
 
 
 # ---------------------------------------------------------------------------------------------------------------- dump
@@ -156,32 +112,33 @@ def measure_dump(
 ) -> tuple[list[Measurement], dict[str, float]]:
     """What Viterbi, gather, top-k, encoding and writing cost beside the teacher's encoder, on the same batches.
 
-    CPU seconds of one thread, so that other programs on the machine do not count. Both are of the same run: a hook on
-    the encoder takes its part, and the rest is the overhead.
+    CPU seconds of one thread, so that other programs on the machine do not count.
     """
-    cuts = [cut for batch, *_ in batches for cut in batch]
     footer = TargetsFooter("", tokenizer.sha256, tokenizer.vocab_size, min(config.top_k, tokenizer.vocab_size), 0, "")
 
-    def dump() -> None:
+    @torch.inference_mode()
+    def encode() -> list[tuple[Tensor, Tensor]]:
+        return [teacher.encode(features_BFC, lengths_B) for _, features_BFC, lengths_B in batches]
+
+    def make_and_write(outputs: list[tuple[Tensor, Tensor]]) -> None:
         made = [
             target
-            for batch, features_BFC, lengths_B in batches
-            for ranked in make_targets(teacher, batch, features_BFC, lengths_B, tokenizer, config)
+            for (cuts, *_), output in zip(batches, outputs, strict=True)
+            for ranked in targets_of_encoded(teacher, cuts, *output, tokenizer, config)
             for target in ranked
         ]
         write_shard(made, footer, folder / "made.parquet")
 
-    dump()  # memory is allocated and files are in the cache before the clock runs
+    outputs = encode()
+    make_and_write(outputs)  # memory is allocated and files are in the cache before the clock runs
     forward, overhead = [], []
     for _ in range(repeats):
-        with timed_encoder(teacher) as seconds:
-            total = cpu_seconds(dump)
-        forward.append(sum(seconds))
-        overhead.append(total - sum(seconds))
+        forward.append(cpu_seconds(encode))
+        overhead.append(cpu_seconds(lambda: make_and_write(outputs)))
     conditions: dict[str, str | int | float] = {
         "batches": len(batches),
-        "utterances": len(cuts),
-        "audio s": round(sum(cut.duration for cut in cuts)),
+        "utterances": sum(len(cuts) for cuts, *_ in batches),
+        "audio s": round(sum(cut.duration for cuts, *_ in batches for cut in cuts)),
         "V": tokenizer.vocab_size,
         "threads": torch.get_num_threads(),
     }
@@ -194,27 +151,7 @@ def measure_dump(
     return rows, {"dump_overhead": ratio.median}
 
 
-@contextmanager
-def timed_encoder(teacher: Transducer) -> Iterator[list[float]]:
-    """A list to which every call of the teacher's encoder adds its CPU seconds."""
-    started: list[float] = []
-    seconds: list[float] = []
-
-    def before(module: torch.nn.Module, arguments: Any) -> None:
-        started.append(time.process_time())
-
-    def after(module: torch.nn.Module, arguments: Any, result: Any) -> None:
-        seconds.append(time.process_time() - started.pop())
-
-    handles = [teacher.encoder.register_forward_pre_hook(before), teacher.encoder.register_forward_hook(after)]
-    try:
-        yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def cpu_seconds(work: Callable[[], None]) -> float:
+def cpu_seconds(work: Callable[[], object]) -> float:
     """CPU seconds of this process for a piece of work."""
     started = time.process_time()
     work()
@@ -266,7 +203,7 @@ def _from_sample(folder: Path, config: TargetsConfig) -> tuple[Material, Transdu
     architecture = {"network": WHISPER_BASE, "normalises": False}
     teacher = build_teacher(sizes, tokenizer.vocab_size, architecture).eval()
     longest = sorted(targets, key=lambda target: -target.num_frames)
-    material = Material(f"{SAMPLE.parent.name} sample", footer, targets)
+    material = Material(f"{SAMPLE.parent.name} sample", footer.vocab_size, targets)
     return material, teacher, tokenizer, _noise(longest, config.max_duration_s)
 
 
@@ -299,6 +236,4 @@ def _from_results(
     whole = config.model_copy(update={"top_k": tokenizer.vocab_size, "min_probability": 0.0, "logp_step": 0.0})
     made = itertools.chain.from_iterable(make_targets(teacher, *batch, tokenizer, whole) for batch in batches)
     targets = [ranked[0] for ranked in made]
-    size = tokenizer.vocab_size
-    footer = TargetsFooter(teacher.fingerprint, tokenizer.sha256, size, size, config.frame_offset, "")
-    return Material(str(results), footer, targets), teacher, tokenizer, batches
+    return Material(str(results), tokenizer.vocab_size, targets), teacher, tokenizer, batches
