@@ -396,8 +396,8 @@ class StudentConfig(Section):
     """Train on unlabelled audio too, with the teacher's pseudo text."""
     unlabelled_ratio: Annotated[float, Field(gt=0)] | None = None
     """Hours of unlabelled audio for each labelled hour in the stream of batches; null: as the corpus has it."""
-    targets: Name = "teacher"
-    """The target set that it learns from."""
+    targets: Name | Annotated[list[Name], Field(min_length=1)] = "teacher"
+    """The target set that it learns from; several: the mean of their distributions, along the paths of the first."""
     filters: FilterConfig = FilterConfig()
     kd: KdConfig = KdConfig()
     seeds: Annotated[list[int], Field(min_length=1)] | None = None
@@ -411,6 +411,29 @@ class StudentConfig(Section):
         ema_decay=0.99,
         evaluate_every=500,
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _distinct(cls, targets: str | list[str]) -> str | list[str]:
+        if isinstance(targets, str):
+            return targets
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"{targets} names a set twice")
+        return targets if len(targets) > 1 else targets[0]
+
+    @model_validator(mode="after")
+    def _averages_nodes(self) -> StudentConfig:
+        if len(self.target_sets) > 1 and self.kd.loss != "one_best":
+            raise ValueError(
+                f"targets {self.target_sets} are averaged node by node: that needs kd.loss: one_best, "
+                f"not {self.kd.loss}"
+            )
+        return self
+
+    @property
+    def target_sets(self) -> list[str]:
+        """The names of the target sets, the one whose paths count first."""
+        return [self.targets] if isinstance(self.targets, str) else self.targets
 
     @property
     def reads_targets(self) -> bool:
@@ -440,6 +463,10 @@ class SearchConfig(Section):
 
 
 class TargetsConfig(Section):
+    teacher: str | None = None
+    """model.pt of another teacher with the same tokenizer; null: the workflow's own."""
+    along: Name | None = None
+    """Another target set, whose paths this one follows, so that a student may average the two; nothing is searched."""
     top_k: Annotated[int, Field(ge=1)] = 8
     """Most classes whose log-probability is stored at each node; the rest is one tail class."""
     min_probability: Fraction = 1.0e-4
@@ -544,7 +571,7 @@ class Config(Section):
         for taken in TARGET_NAMES & set(self.systems):
             raise ValueError(f"systems: '{taken}' is the name of a stage; choose another")
         for name in self.target_sets:
-            self.target_set(name)
+            self._check_along(name)
         if self.report.baseline not in self.systems:
             raise ValueError(f"report.baseline '{self.report.baseline}' is none of the systems {sorted(self.systems)}")
         for name in self.sweep:
@@ -552,12 +579,47 @@ class Config(Section):
                 raise ValueError(f"sweep: '{name}' is none of the systems {sorted(self.systems)}")
         for source, runs in {"systems": self.runs(), "sweep": self.sweep_runs()}.items():
             for name, config in runs.values():
-                if config.reads_targets and config.targets not in self.target_sets:
-                    known = sorted(self.target_sets)
-                    raise ValueError(f"{source}.{name}: targets '{config.targets}' is none of target_sets {known}")
+                if config.reads_targets:
+                    self._check_targets(config, f"{source}.{name}")
         for run in self.runs().keys() & self.sweep_runs().keys():
             raise ValueError(f"sweep: a run would be called '{run}', as one of systems is: rename the system")
         return self
+
+    def _check_along(self, name: str) -> None:
+        """Raise ValueError unless a target set has paths of its own, or follows a set that has."""
+        along = self.target_set(name).along
+        others = sorted(self.target_sets.keys() - {name})
+        if along is not None and along not in others:
+            raise ValueError(f"target_sets.{name}: along '{along}' is none of the other target_sets {others}")
+        if along is not None and (followed := self.target_set(along).along):
+            raise ValueError(
+                f"target_sets.{name}: along '{along}', which follows '{followed}' itself: name a set with its own paths"
+            )
+
+    def _check_targets(self, config: StudentConfig, source: str) -> None:
+        """Raise ValueError unless the target sets that a student reads exist and go together."""
+        for name in config.target_sets:
+            if name not in self.target_sets:
+                raise ValueError(f"{source}: targets '{name}' is none of target_sets {sorted(self.target_sets)}")
+        name, *others = config.target_sets
+        first = self.target_set(name)
+        for other in others:
+            found = self.target_set(other)
+            if found.along != name:
+                raise ValueError(
+                    f"{source}: targets {config.target_sets} are averaged along the paths of '{name}', but "
+                    f"target_sets.{other}.along is {found.along}: set it to {name}"
+                )
+            if found.frame_offset != first.frame_offset:
+                raise ValueError(
+                    f"{source}: targets {config.target_sets} are averaged, but frame_offset is {first.frame_offset} "
+                    f"in '{name}' and {found.frame_offset} in '{other}': set them to the same"
+                )
+        if config.kd.runs_teacher and first.teacher:
+            raise ValueError(
+                f"{source}: kd.loss {config.kd.loss} runs the workflow's teacher, but targets '{name}' are those of "
+                f"{first.teacher}: choose kd.loss: one_best, or a set without `teacher`"
+            )
 
     def system(self, name: str) -> StudentConfig:
         """The student configuration of one system: `student` with the system's own entries laid over it."""

@@ -237,7 +237,7 @@ def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
         ContractError: naming the file, when it is not whole Parquet or its columns differ from the schema.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
     except (pa.ArrowException, OSError) as error:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: Path | None = None) -> None:
+def main(
+    config: Path,
+    model: Path,
+    cuts: Path,
+    tokenizer: Path,
+    out: Path,
+    lm: Path | None = None,
+    along: Path | None = None,
+) -> None:
     """Write the target shard that belongs to one manifest shard.
 
     Args:
@@ -15,6 +23,7 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
         tokenizer: sentencepiece model.
         out: part-NNNNN.parquet.
         lm: language model of the kind that search.lm names; needed if it names one.
+        along: another set's target shard of these cuts, whose paths are followed; needed if the config names a set.
     """
     import time
 
@@ -25,7 +34,7 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.lm import load_lm
-    from kdtrans.targets.make import make_targets
+    from kdtrans.targets.make import make_targets, read_paths
     from kdtrans.targets.shards import Target, write_shard
     from kdtrans.training.checkpoint import load_model, pick_device
     from kdtrans.training.progress import Reporter
@@ -34,9 +43,12 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
     kind = settings.search.lm
     if kind and lm is None:
         raise ValueError(f"{config}: search.lm is {kind}: give --lm")
-    inputs = [model, cuts, tokenizer, *([lm] if lm else [])]
+    if settings.along and along is None:
+        raise ValueError(f"{config}: along is {settings.along}: give --along")
+    inputs = [model, cuts, tokenizer, *([lm] if lm else []), *([along] if along else [])]
     with run_record(out, "dump", settings.model_dump(mode="json"), inputs) as record:
-        pieces = Tokenizer(tokenizer)
+        pieces, manifest = Tokenizer(tokenizer), sha256_file(cuts)
+        paths = read_paths(along, pieces, manifest) if along else None
         device = pick_device()
         teacher = load_model(model, pieces).to(device)
         fusion = load_lm(kind, lm, pieces).to(device) if kind and lm else None
@@ -48,7 +60,8 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
         started = time.monotonic()
         batches = inference_batches(utterances, teacher.encoder.extract, settings.max_duration_s)
         for done, (batch, features_BFC, lengths_B) in enumerate(batches):
-            made = make_targets(teacher, batch, features_BFC.to(device), lengths_B.to(device), pieces, settings, fusion)
+            features_BFC, lengths_B = features_BFC.to(device), lengths_B.to(device)
+            made = make_targets(teacher, batch, features_BFC, lengths_B, pieces, settings, fusion, paths)
             targets |= {cut.id: ranked for cut, ranked in zip(batch, made, strict=True)}
             reporter.update(len(targets), f"{len(targets)} utterances" if done % 10 == 9 else "")
         reporter.close()
@@ -58,7 +71,7 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, lm: 
             vocab_size=pieces.vocab_size,
             top_k=min(settings.top_k, pieces.vocab_size),
             frame_offset=settings.frame_offset,
-            manifest_sha256=sha256_file(cuts),
+            manifest_sha256=manifest,
             lm_sha256=sha256_file(lm) if kind and lm else None,
             lm_weight=settings.lm_weight,
             code_revision=code_revision(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from kdtrans.config import TargetsConfig
-from kdtrans.contracts import BLANK
+from kdtrans.contracts import BLANK, ContractError
 from kdtrans.data.manifest import text_of
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.lattice.path import check_path, nodes
@@ -29,7 +30,8 @@ from kdtrans.models.transducer import Transducer
 from kdtrans.search.hypothesis import Hypothesis, path_of
 from kdtrans.search.search import search
 from kdtrans.targets.encoding import encode
-from kdtrans.targets.shards import Target
+from kdtrans.targets.index import row_groups
+from kdtrans.targets.shards import Target, read_shard_footer, row_to_target
 
 LEAST_WEIGHT = 1.0e-6  # against the best hypothesis
 
@@ -45,6 +47,33 @@ class Ranked:
     path: list[int] | None = None  # None: the Viterbi path
 
 
+def read_paths(shard: Path, tokenizer: Tokenizer, manifest_sha256: str) -> dict[str, list[Ranked]]:
+    """The paths of another teacher's shard by utterance, best first, for this teacher's distributions along them.
+
+    Args:
+        shard: of the same manifest shard.
+        tokenizer: this teacher's.
+        manifest_sha256: of the manifest shard that is dumped.
+
+    Raises:
+        ContractError: when the shard is damaged, or of another tokenizer or manifest, naming both.
+    """
+    footer = read_shard_footer(shard)
+    for key, value in {"tokenizer_sha256": tokenizer.sha256, "manifest_sha256": manifest_sha256}.items():
+        if getattr(footer, key) != value:
+            raise ContractError(
+                f"{shard}: {key} is {getattr(footer, key)[:12]}, here it is {value[:12]}: "
+                "follow the paths of a shard with the same tokenizer and manifest"
+            )
+    paths: dict[str, list[Ranked]] = {}
+    for table in row_groups(shard):
+        for row in range(len(table)):
+            target = row_to_target(table, row, footer.top_k)
+            ranked = Ranked(target.labels.tolist(), target.text, target.origin, target.weight, target.path.tolist())
+            paths.setdefault(target.utt_id, []).append(ranked)
+    return paths
+
+
 @torch.inference_mode()
 def make_targets(
     teacher: Transducer,
@@ -54,6 +83,7 @@ def make_targets(
     tokenizer: Tokenizer,
     config: TargetsConfig,
     lm: LanguageModel | None = None,
+    along: dict[str, list[Ranked]] | None = None,
 ) -> list[list[Target]]:
     """Targets of one batch: for each of its cuts, in their order, those of rank 0, 1, ...
 
@@ -65,16 +95,17 @@ def make_targets(
         tokenizer: the teacher's.
         config: top_k, search, paths, lm_weight.
         lm: language model of the search and of the fused distributions; needed if lm_weight > 0.
+        along: paths to follow, as `read_paths` gives them; None: this teacher's own.
 
     Raises:
-        ValueError: when the teacher is in training mode, the language model is missing, or a path is broken, naming the
-            utterance.
+        ValueError: when the teacher is in training mode, the language model is missing, or a path is broken or does not
+            fit the teacher's frames, naming the utterance.
     """
     if teacher.training:
         raise ValueError("the teacher is in training mode, where it masks its input: call .eval() first")
     if config.lm_weight > 0 and lm is None:
         raise ValueError(f"lm_weight is {config.lm_weight:g}, but there is no language model: pass one")
-    return targets_of_encoded(teacher, cuts, *teacher.encode(features_BFC, lengths_B), tokenizer, config, lm)
+    return targets_of_encoded(teacher, cuts, *teacher.encode(features_BFC, lengths_B), tokenizer, config, lm, along)
 
 
 @torch.inference_mode()
@@ -86,30 +117,24 @@ def targets_of_encoded(
     tokenizer: Tokenizer,
     config: TargetsConfig,
     lm: LanguageModel | None = None,
+    along: dict[str, list[Ranked]] | None = None,
 ) -> list[list[Target]]:
     """`make_targets` after the teacher's forward pass: what distillation adds to it.
 
     Args:
-        teacher: as in `make_targets`, and so are cuts, tokenizer, config and lm.
+        teacher: as in `make_targets`, and so are cuts, tokenizer, config, lm and along.
         cuts: the batch's cuts.
         enc_BTE: the teacher's encoder output.
         frames_B: its frames.
         tokenizer: the teacher's.
         config: top_k, search, paths, lm_weight.
         lm: the language model, if any.
+        along: paths to follow, if any.
     """
-    texts = [text_of(cut) for cut in cuts]
-    unlabelled = [i for i, text in enumerate(texts) if text is None]
-    found: list[list[Hypothesis]] = []
-    if unlabelled:
-        found = search(teacher, enc_BTE[unlabelled], frames_B[unlabelled], config.search, lm, config.lm_weight)
-    nbest = dict(zip(unlabelled, found, strict=True))
-    ranked = [
-        [Ranked(tokenizer.encode(text), text, "viterbi")]
-        if text is not None
-        else rank_hypotheses(nbest[i], int(frames_B[i]), tokenizer, config)
-        for i, text in enumerate(texts)
-    ]
+    if along is None:
+        ranked = _searched(teacher, cuts, enc_BTE, frames_B, tokenizer, config, lm)
+    else:
+        ranked = [_followed(along, cut.id, frames) for cut, frames in zip(cuts, frames_B.tolist(), strict=True)]
     enc_BTJ = teacher.project_encoder(enc_BTE)
     targets: list[list[Target]] = [[] for _ in cuts]
     # Rank by rank, so that n-best lists take no more memory than the best alone.
@@ -120,6 +145,44 @@ def targets_of_encoded(
         for i, target in zip(rows, made, strict=True):
             targets[i].append(target)
     return targets
+
+
+def _searched(
+    teacher: Transducer,
+    cuts: list[MonoCut],
+    enc_BTE: Tensor,
+    frames_B: Tensor,
+    tokenizer: Tokenizer,
+    config: TargetsConfig,
+    lm: LanguageModel | None,
+) -> list[list[Ranked]]:
+    """For each cut its text, or the hypotheses of a search where it has none."""
+    texts = [text_of(cut) for cut in cuts]
+    unlabelled = [i for i, text in enumerate(texts) if text is None]
+    found: list[list[Hypothesis]] = []
+    if unlabelled:
+        found = search(teacher, enc_BTE[unlabelled], frames_B[unlabelled], config.search, lm, config.lm_weight)
+    nbest = dict(zip(unlabelled, found, strict=True))
+    return [
+        [Ranked(tokenizer.encode(text), text, "viterbi")]
+        if text is not None
+        else rank_hypotheses(nbest[i], int(frames_B[i]), tokenizer, config)
+        for i, text in enumerate(texts)
+    ]
+
+
+def _followed(along: dict[str, list[Ranked]], utt_id: str, num_frames: int) -> list[Ranked]:
+    """The paths to follow in one utterance, which have to fit the teacher's frames."""
+    if utt_id not in along:
+        raise ContractError(f"utterance {utt_id} has no path in the shard that is followed: verify that shard")
+    for ranked in along[utt_id]:
+        frames = (ranked.path or []).count(BLANK)
+        if frames != num_frames:
+            raise ContractError(
+                f"utterance {utt_id}: the path to follow has {frames} frames, this teacher {num_frames}: "
+                "only teachers with the same frames can share paths"
+            )
+    return along[utt_id]
 
 
 def rank_hypotheses(

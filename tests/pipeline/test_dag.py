@@ -22,6 +22,7 @@ SYSTEMS = ["teacher", "baseline", "kd_unlabelled"]
 SEARCHES = {system: ["greedy", "beam_lm"] for system in SYSTEMS}
 SEARCHES["kd_unlabelled"] += ["greedy_320ms"]  # a streaming system
 TEST_SETS = ["dev", "test"]
+TOKENIZER = "new/tokenizer/tokenizer.model"  # of a run in a folder of its own
 DECODED = [(system, search) for system in SYSTEMS for search in SEARCHES[system]]
 DECODINGS = len(DECODED) * len(TEST_SETS)
 
@@ -115,6 +116,11 @@ def test_a_lost_shard_is_made_again_alone_with_what_follows(results: Path, snake
             {"dump": 2, "verify": 1, "train_student": 1}
             | {"tune_lm": 1, "decode_testset": 4, "score": 4, "align": 1, "report": 1},
         ),
+        (  # a set along the paths of one that is there
+            "{target_sets: {again: {along: teacher}}, systems: {two: {kd: {weight: 1.0}, targets: [teacher, again]}}}",
+            {"dump": 2, "verify": 1, "train_student": 1}
+            | {"tune_lm": 1, "decode_testset": 4, "score": 4, "align": 1, "report": 1},
+        ),
         (  # seeds are runs of their own
             "systems: {more: {seeds: [1, 2]}}",
             {"train_student": 2, "tune_lm": 2, "decode_testset": 8, "score": 8, "align": 2, "report": 1},
@@ -125,6 +131,20 @@ def test_a_changed_key_reruns_what_depends_on_it(
     results: Path, snakemake: Snakemake, over: str, planned: dict[str, int]
 ) -> None:
     assert jobs(snakemake("--dry-run", over=over).stdout) == planned
+
+
+def test_two_teachers_are_dumped_along_the_same_paths(folder: Path, snakemake: Snakemake) -> None:
+    """From nothing: the second set waits for the first one's shards and for no gate, the student for both indices."""
+    (folder / "other.pt").touch()
+    second = "target_sets: {second: {teacher: other.pt, along: teacher}}"
+    over = f"{{results: new, {second}, systems: {{kd_unlabelled: {{targets: [teacher, second]}}}}}}"
+    planned = snakemake("--dry-run", "--printshellcmds", over=over).stdout
+    assert jobs(planned).items() >= {"dump": 4, "verify": 2, "train_student": 2, "gate": 1}.items()
+    part = "new/targets/teacher/train/part-00001.parquet"
+    assert f"--model other.pt --cuts new/data/train/cuts.00001.jsonl.gz --tokenizer {TOKENIZER} " in planned
+    assert f"--lm new/lm/lstm.pt --along {part} --out new/targets/second/train/part-00001.parquet" in planned
+    assert f"--model other.pt --tokenizer {TOKENIZER} --out new/targets/second/train/index.json" in planned
+    assert "--index new/targets/teacher/train/index.json new/targets/second/train/index.json " in planned
 
 
 def test_a_sweep_decodes_dev_alone(results: Path, snakemake: Snakemake) -> None:

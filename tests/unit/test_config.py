@@ -13,6 +13,10 @@ from kdtrans.config import Config, ConfigError, json_schema, merge, read, valida
 
 REPOSITORY = Path(__file__).parents[2]
 DEFAULTS = REPOSITORY / "config.yaml"
+# A second teacher's targets along the paths of the first, and a system that learns from both.
+SECOND: dict[str, Any] = {"teacher": {}, "second": {"teacher": "other.pt", "along": "teacher"}}
+AVERAGED = {"baseline": {}, "kd": {"kd": {"weight": 1.0}, "targets": ["teacher", "second"]}}
+COLLAPSED = {"unlabelled": True, "kd": {"weight": 1.0, "loss": "collapsed"}}
 PRESETS = sorted((REPOSITORY / "workflow/configs").glob("*.yaml"))
 
 
@@ -65,6 +69,25 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
         ({"targets": {"search": {"chunk_ms": 320}}}, ["chunk_ms"]),
         ({"target_sets": {"fused": {"topk": 3}}}, ["target_sets.fused", "unknown key 'topk'"]),
         ({"systems": {"baseline": {}, "kd": {"unlabelled": True, "targets": "fused"}}}, ["systems.kd", "'fused'"]),
+        (
+            {"target_sets": {"two": {"along": "one"}}},
+            ["target_sets.two: along 'one'", "none of the other target_sets []"],
+        ),
+        ({"target_sets": {"two": {"along": "two"}, "teacher": {}}}, ["along 'two'", "['teacher']"]),
+        ({"target_sets": {**SECOND, "third": {"along": "second"}}}, ["target_sets.third", "follows 'teacher' itself"]),
+        ({"student": {"targets": ["teacher", "teacher"]}}, ["student.targets", "twice"]),
+        ({"student": {"targets": []}}, ["student.targets", "at least 1"]),
+        ({"target_sets": {"teacher": {}, "second": {}}, "systems": AVERAGED}, ["systems.kd", "second.along is None"]),
+        ({"target_sets": {"teacher": {}}, "systems": AVERAGED}, ["systems.kd: targets 'second' is none"]),
+        (
+            {"target_sets": {**SECOND, "teacher": {"frame_offset": 1}}, "systems": AVERAGED},
+            ["systems.kd", "frame_offset is 1 in 'teacher' and 0 in 'second'"],
+        ),
+        ({"student": {"targets": ["a", "b"], "kd": {"loss": "full_sum"}}}, ["['a', 'b']", "needs kd.loss: one_best"]),
+        (
+            {"target_sets": SECOND, "systems": {"baseline": {}, "kd": {**COLLAPSED, "targets": "second"}}},
+            ["systems.kd", "kd.loss collapsed", "'second' are those of other.pt"],
+        ),
         ({"student": {"kd": {"loss": "full_sum", "shift": 2}}}, ["kd.shift", "full_sum"]),
         ({"student": {"encoder": {"streaming": {"chunk_ms": 50}}}}, ["chunk_ms", "50"]),
         ({"sweep": {"nobody": {"kd.weight": [1.0]}}}, ["sweep: 'nobody'"]),
@@ -158,3 +181,11 @@ def test_a_target_set_is_the_targets_with_its_own_entries_over_them() -> None:
     config = validate(Config, {"target_sets": {"teacher": {}, "eight": {"top_k": 3}}}, "my.yaml")
     assert config.target_set("teacher") == config.targets
     assert config.target_set("eight").top_k == 3
+
+
+def test_a_system_may_average_several_target_sets() -> None:
+    config = validate(Config, {"target_sets": SECOND, "systems": AVERAGED}, "my.yaml")
+    assert config.system("kd").target_sets == ["teacher", "second"]
+    assert config.target_set("second").along == "teacher"
+    one = validate(Config, {"student": {"targets": ["teacher"]}}, "my.yaml")
+    assert one == Config()

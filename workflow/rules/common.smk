@@ -25,7 +25,8 @@ SECTIONS = {
     name: getattr(CFG, name).model_dump(mode="json")
     for name in ("corpus", "tokenizer", "lm", "teacher", "decode", "report")
 }
-SECTIONS |= {f"targets/{name}": CFG.target_set(name).model_dump(mode="json") for name in CFG.target_sets}
+TARGET_SETS = {name: CFG.target_set(name) for name in CFG.target_sets}
+SECTIONS |= {f"targets/{name}": settings.model_dump(mode="json") for name, settings in TARGET_SETS.items()}
 
 # A run is one training of a student: a system, one of its seeds, or one point of a sweep.
 RUNS, SWEEP_RUNS = CFG.runs(), CFG.sweep_runs()
@@ -60,7 +61,7 @@ def one_of(names):
 
 wildcard_constraints:
     shard=r"\d{5}",
-    targetset=one_of(CFG.target_sets),
+    targetset=one_of(TARGET_SETS),
     run=one_of(["teacher", *STUDENTS]),
     search=one_of(SEARCHES),
     testset=one_of(TEST_SETS),
@@ -91,7 +92,24 @@ def index_of(targetset):
 
 def target_sets_of(runs):
     """The target sets that some runs read, each once."""
-    return list(dict.fromkeys(run.config.targets for run in runs.values() if run.config.reads_targets))
+    return list(
+        dict.fromkeys(name for run in runs.values() if run.config.reads_targets for name in run.config.target_sets)
+    )
+
+
+def teacher_of(wildcards):
+    """The model that makes a target set: the one that the set names, or the workflow's own."""
+    return TARGET_SETS[wildcards.targetset].teacher or TEACHER
+
+
+def made_from(wildcards):
+    """What a shard is made from: its teacher, and the other set's shard whose paths it follows, if it follows one."""
+    along = TARGET_SETS[wildcards.targetset].along
+    teacher = {"model": teacher_of(wildcards)}
+    if teacher["model"] == TEACHER:
+        # Has to stand there; passing it anew changes no target.
+        teacher |= {"gate": ancient(rules.gate.output.gate)}
+    return teacher | ({"along": f"{R}/targets/{along}/train/part-{wildcards.shard}.parquet"} if along else {})
 
 
 def lm_of(name):
@@ -126,12 +144,12 @@ def alignments_of(runs):
 
 
 def distils_from(wildcards):
-    """What a run learns from: the index of target shards, the teacher itself, or, a baseline, from neither.
+    """What a run learns from: indices of target shards, the teacher itself, or, a baseline, from neither.
 
     The shards themselves are no inputs: any change of one gives a new index.
     """
     config = STUDENTS[wildcards.run].config
-    shards = {"index": index_of(config.targets)} if config.reads_targets else {}
+    shards = {"index": [index_of(name) for name in config.target_sets]} if config.reads_targets else {}
     return shards | ({"teacher": TEACHER, "gate": ancient(rules.gate.output.gate)} if config.kd.runs_teacher else {})
 
 

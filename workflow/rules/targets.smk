@@ -8,11 +8,10 @@ rule targets:
 
 rule dump:
     input:
-        model=TEACHER,
-        gate=ancient(rules.gate.output.gate),  # has to stand there; passing it anew changes no target
+        unpack(made_from),
         data=rules.check.output.summary,
         tokenizer=TOKENIZER,
-        lm=lambda w: lm_of(CFG.target_set(w.targetset).search.lm),
+        lm=lambda w: lm_of(TARGET_SETS[w.targetset].search.lm),
     output:
         targets=f"{R}/targets/{{targetset}}/train/part-{{shard}}.parquet",
     log:
@@ -24,17 +23,17 @@ rule dump:
         config=f"{R}/config/targets/{{targetset}}.yaml",
         cuts=f"{TRAIN}/cuts.{{shard}}.jsonl.gz",
         cfg=lambda w: SECTIONS[f"targets/{w.targetset}"],
-        lm=lambda w, input: option("--lm", input.lm),
+        options=lambda w, input: " ".join(option(f"--{n}", input.get(n)) for n in ("lm", "along")),
     shell:
         "exec kdtrans dump --config {params.config} --model {input.model} --cuts {params.cuts}"
-        " --tokenizer {input.tokenizer} {params.lm} --out {output.targets} > {log} 2>&1"
+        " --tokenizer {input.tokenizer} {params.options} --out {output.targets} > {log} 2>&1"
 
 
 rule verify:
     input:
         targets=lambda w: shards_of(w.targetset),
         data=rules.check.output.summary,
-        model=TEACHER,
+        model=teacher_of,
         tokenizer=TOKENIZER,
     output:
         rows=f"{R}/targets/{{targetset}}/train/index.arrow",
