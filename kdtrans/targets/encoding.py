@@ -47,5 +47,6 @@ def _rounded(logp_NK: np.ndarray, is_kept_NK: np.ndarray, step: float) -> np.nda
     scale = 2.0 ** (FIRST_BITS + 1)  # frexp's mantissa lies in [1/2, 1)
     first_N = np.ldexp(np.floor(mantissa_N * scale) / scale, exponent_N)
     # Of classes as good as equal the first must stay the first: a step may be finer than its mantissa.
-    rounded_NK[:, 0] = np.maximum(first_N, rounded_NK[:, 1:2].max(1, initial=-np.inf))
+    second_N = np.where(is_kept_NK, rounded_NK, -np.inf)[:, 1:2].max(1, initial=-np.inf)
+    rounded_NK[:, 0] = np.maximum(first_N, second_N)
     return rounded_NK

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,9 +53,8 @@ def forked(command: list[str], errors: Path, before: Callable[[], None] = lambda
         return child
     status = 1
     try:  # whatever happens, the child must not go on with the tests
-        handle = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        # Python's own names for them: pytest, while it captures, has put others in their place.
+        sys.stdout = sys.stderr = errors.open("w", buffering=1)
         before()
         status = main(command)
     finally:
