@@ -86,15 +86,15 @@ def test_table_sorts_both_ways_and_filters(page: Path, tmp_path: Path) -> None:
 def test_sound_plays_and_moves_the_cursor(page: Path, tmp_path: Path) -> None:
     script = """
         const audio = document.getElementById("audio"), cursor = document.getElementById("cursor");
-        for (let i = 0; audio.readyState < 2 && i < 40; i++) await wait(50);
+        await until(() => audio.readyState >= 2);
         const seen = {ready: audio.readyState, duration: audio.duration, before: cursor.hidden};
         stack.onclick({clientX: stack.getBoundingClientRect().left + geometry.x(0.08)});
-        await new Promise(done => audio.addEventListener("seeked", done, {once: true}));
+        await until(() => !audio.seeking && !cursor.hidden);
         seen.sought = audio.currentTime;
         seen.place = parseFloat(cursor.style.left) - geometry.x(0.08);
         audio.currentTime = 0;
-        await audio.play();
-        for (let i = 0; audio.currentTime === 0 && i < 60; i++) await wait(50);
+        audio.play();
+        await until(() => audio.currentTime > 0);
         seen.played = audio.currentTime;
         rows[1].click();
         await wait(50);
