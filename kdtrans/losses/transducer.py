@@ -9,6 +9,8 @@ Shapes: B utterances, T frames, U labels, V vocabulary with blank = 0.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,7 +45,8 @@ def transducer_loss(
     Raises:
         ValueError: when shapes or lengths contradict each other.
     """
-    _check(logits_BTUV, labels_BU, frames_B, lengths_B)
+    check_grid(logits_BTUV.shape[:3], labels_BU, frames_B, lengths_B)
+    check_labels(labels_BU, logits_BTUV.shape[3])
     loss: Tensor = _TransducerLoss.apply(logits_BTUV, labels_BU, frames_B, lengths_B, fastemit, delay_penalty)
     return loss
 
@@ -75,13 +78,11 @@ class _TransducerLoss(torch.autograd.Function):
         delay_penalty: float,
     ) -> Tensor:
         blank, label, normaliser = node_log_probs(logits, labels)
-        if delay_penalty:
-            earliness = (frames[:, None] - 1) / 2 - torch.arange(label.shape[1], device=label.device)
-            label = label.double() + delay_penalty * earliness[:, :, None]
+        label = penalised(label, frames, delay_penalty)
         if ctx.needs_input_grad[0]:
             alpha, beta = forward_backward_scores(blank, label, frames, lengths)
             total = total_score(alpha, blank, frames, lengths)
-            arcs = _posteriors(frames, lengths, blank, label, alpha, beta, total)
+            arcs = arc_posteriors(frames, lengths, blank, label, alpha, beta, total, normaliser.dtype)
             ctx.save_for_backward(_gradient(logits, labels, normaliser, *arcs, fastemit))
         else:
             total = total_score(forward_scores(blank, label), blank, frames, lengths)
@@ -93,19 +94,46 @@ class _TransducerLoss(torch.autograd.Function):
         return gradient * grad_outputs[0][:, None, None, None].to(gradient.dtype), None, None, None, None, None
 
 
-def _posteriors(
-    frames: Tensor, lengths: Tensor, blank: Tensor, label: Tensor, alpha: Tensor, beta: Tensor, total: Tensor
+def penalised(label_BTU: Tensor, frames_B: Tensor, delay_penalty: float) -> Tensor:
+    """The label arcs with a bonus for early frames and a penalty for late ones, 0 in the mean over the frames; fp64."""
+    label_BTU = label_BTU.double()
+    if not delay_penalty:
+        return label_BTU
+    earliness_BT = (frames_B[:, None] - 1) / 2 - torch.arange(label_BTU.shape[1], device=label_BTU.device)
+    return label_BTU + delay_penalty * earliness_BT[:, :, None]
+
+
+def on_grid(frames_B: Tensor, lengths_B: Tensor, num_frames: int, columns: int) -> Tensor:
+    """Whether a node is one of its utterance's grid, (B, num_frames, columns)."""
+    t_T = torch.arange(num_frames, device=frames_B.device)
+    u_U = torch.arange(columns, device=frames_B.device)
+    return (t_T < frames_B[:, None])[:, :, None] & (u_U <= lengths_B[:, None])[:, None]
+
+
+def arc_posteriors(
+    frames: Tensor,
+    lengths: Tensor,
+    blank: Tensor,
+    label: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    total: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Posterior of every blank arc (B, T, U + 1) and every label arc (B, T, U) of the lattice."""
+    """Posterior of every blank arc (B, T, U + 1) and every label arc (B, T, U) of the lattice, in the logits' dtype.
+
+    Every frame carries a mass of 1, so that arcs far below its rounding are lost in any sum over them: they are 0 here.
+    As they are, they would be most of a grid, and make gradients subnormal, which a CPU multiplies many times slower.
+    """
     num_frames, columns = blank.shape[1:]
-    real = (torch.arange(num_frames, device=blank.device) < frames[:, None])[:, :, None] & (
-        torch.arange(columns, device=blank.device) <= lengths[:, None]
-    )[:, None]
+    real = on_grid(frames, lengths, num_frames, columns)
     reach = alpha - total[:, None, None]
-    blank_arc = (reach + blank + beta[:, 1:]).exp().where(real, 0.0)
-    label_arc = (reach[:, :, :-1] + label + beta[:, :-1, 1:]).exp().where(real[:, :, :-1], 0.0)
     # A label arc cannot leave the last column of its utterance.
-    return blank_arc, label_arc * (torch.arange(columns - 1, device=blank.device) < lengths[:, None])[:, None]
+    has_label = real[:, :, :-1] & (torch.arange(columns - 1, device=blank.device) < lengths[:, None])[:, None]
+    least = math.log(torch.finfo(dtype).eps / 128)
+    blank_arc, label_arc = reach + blank + beta[:, 1:], reach[:, :, :-1] + label + beta[:, :-1, 1:]
+    blank_arc = blank_arc.masked_fill(~real | (blank_arc < least), -torch.inf).exp()
+    return blank_arc.to(dtype), label_arc.masked_fill(~has_label | (label_arc < least), -torch.inf).exp().to(dtype)
 
 
 def _gradient(
@@ -118,22 +146,25 @@ def _gradient(
     occupancy[:, :, :-1] += label_arc
 
     gradient = (logits - normaliser[..., None]).exp_()
-    gradient *= occupancy[..., None].to(gradient.dtype)
-    gradient[..., BLANK] -= blank_arc.to(gradient.dtype)
+    gradient *= occupancy[..., None]
+    gradient[..., BLANK] -= blank_arc
     index = labels[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
-    gradient[:, :, :-1].scatter_add_(3, index, -label_arc[..., None].to(gradient.dtype))
+    gradient[:, :, :-1].scatter_add_(3, index, -label_arc[..., None])
     return gradient.to(logits.dtype)
 
 
-def _check(logits: Tensor, labels: Tensor, frames: Tensor, lengths: Tensor) -> None:
-    batch, num_frames, columns, vocab = logits.shape
+def check_grid(shape: Sequence[int], labels: Tensor, frames: Tensor, lengths: Tensor) -> None:
+    """Raise ValueError unless labels, frames and lengths fit a grid (B, T, U + 1)."""
+    batch, num_frames, columns = shape
     if labels.shape != (batch, columns - 1):
-        raise ValueError(
-            f"labels are {tuple(labels.shape)}, expected {(batch, columns - 1)} for logits {tuple(logits.shape)}"
-        )
+        raise ValueError(f"labels are {tuple(labels.shape)}, expected {(batch, columns - 1)} for a grid {tuple(shape)}")
     if int(frames.min()) < 1 or int(frames.max()) > num_frames:
         raise ValueError(f"frames_B is in {int(frames.min())}..{int(frames.max())}, expected 1..{num_frames}")
     if int(lengths.min()) < 0 or int(lengths.max()) > columns - 1:
         raise ValueError(f"lengths_B is in {int(lengths.min())}..{int(lengths.max())}, expected 0..{columns - 1}")
+
+
+def check_labels(labels: Tensor, vocab: int) -> None:
+    """Raise ValueError unless all labels, padding too, are classes."""
     if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= vocab):
         raise ValueError(f"labels are in {int(labels.min())}..{int(labels.max())}, expected 0..{vocab - 1}")

@@ -1,0 +1,240 @@
+"""The transducer loss from the joiner's inputs: the T x U x V logits never exist.
+
+The nodes of all utterances' grids, or of a band in them (losses/band.py), are joined a chunk at a time; padding and
+what lies outside the band are never joined. Forward keeps three numbers a node and runs the fp64 lattice over them.
+Backward joins those nodes again that paths visit with a posterior above rounding, which are few in a trained model's
+grid, and feeds each chunk the closed-form gradient of its logits: only one chunk of logits and its gradient exist (by
+utterances: arXiv 2211.16270; here by nodes, however long an utterance is).
+
+Nodes are gathered one by one, not joined by rectangles of frames and labels: measured on a CPU, rectangles are
+13 % faster for the full grid, but bands are none, and short utterances fill no chunk.
+
+Shapes: B utterances, T frames, U labels, J joiner width, V vocabulary with blank = 0, N nodes of the whole batch, C
+nodes of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdtrans.contracts import BLANK
+from kdtrans.lattice.recursion import IMPOSSIBLE, forward_backward_scores, forward_scores, total_score
+from kdtrans.losses.distillation import Join, widened
+from kdtrans.losses.grid import Cells, next_labels
+from kdtrans.losses.transducer import arc_posteriors, check_grid, check_labels, on_grid, penalised
+
+CHUNK = 4096  # nodes: 8 MB of logits at V = 500, which a CPU's cache holds; on CUDA more keeps the device busy
+
+
+def fused_transducer_loss(
+    join: Join,
+    parameters: Iterable[Tensor],
+    enc_BTJ: Tensor,
+    pred_BUJ: Tensor,
+    labels_BU: Tensor,
+    frames_B: Tensor,
+    lengths_B: Tensor,
+    *,
+    fastemit: float = 0.0,
+    delay_penalty: float = 0.0,
+    band_BTU: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """`transducer_loss(join(enc_BTJ[:, :, None], pred_BUJ[:, None]), ...)`, value and gradient, without that grid.
+
+    Args:
+        join: the joiner on (C, J) and (C, J), giving logits (C, V). It runs again while gradients are computed: it has
+            to be deterministic, and to enter autocast itself where it is to run so.
+        parameters: all that `join` learns; those that it does not use get no gradient.
+        enc_BTJ: projected encoder output.
+        pred_BUJ: projected predictor output, (B, U + 1, J).
+        labels_BU: as in `transducer_loss`, and so are the next four.
+        frames_B: frames of each utterance.
+        lengths_B: labels of each utterance.
+        fastemit: scales the gradient through label arcs.
+        delay_penalty: nats a frame.
+        band_BTU: nodes that paths may visit, (B, T, U + 1), contiguous along U (`path_band`); None: all. The loss sums
+            over fewer paths then, and is never smaller than the full one.
+        chunk: nodes joined at once.
+
+    Returns:
+        Loss of each utterance (B,), nats, fp32 or wider, differentiable in encoder, predictor and parameters.
+
+    Raises:
+        ValueError: when shapes or lengths contradict each other.
+    """
+    shape = (*enc_BTJ.shape[:2], pred_BUJ.shape[1])
+    check_grid(shape, labels_BU, frames_B, lengths_B)
+    if band_BTU is not None and band_BTU.shape != shape:
+        raise ValueError(
+            f"band_BTU is {tuple(band_BTU.shape)}, expected {shape} for these encoder and predictor outputs"
+        )
+    lattice = _Lattice(labels_BU, frames_B, lengths_B, fastemit, delay_penalty, band_BTU)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    loss: Tensor = _FusedLoss.apply(join, lattice, chunk, enc_BTJ, pred_BUJ, *trained)
+    return loss
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """All of the loss but the scores of its nodes."""
+
+    labels_BU: Tensor
+    frames_B: Tensor
+    lengths_B: Tensor
+    fastemit: float
+    delay_penalty: float
+    band_BTU: Tensor | None
+
+    def cells(self, num_frames: int, columns: int) -> Cells:
+        """The nodes to join."""
+        open_BTU = on_grid(self.frames_B, self.lengths_B, num_frames, columns)
+        if self.band_BTU is not None:
+            open_BTU = open_BTU & self.band_BTU
+        return Cells(*open_BTU.nonzero(as_tuple=True))
+
+    def spread(self, cells: Cells, blank_N: Tensor, label_N: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Scores of the blank (B, T, U + 1) and label arcs (B, T, U), fp64; no path of the lattice leaves the band.
+
+        Off the band, blank is impossible, but labels are free: they only lead up within their frame, and an impossible
+        one would swallow the sums of the labels before it (lattice/recursion.py). So two arcs keep paths inside: blank
+        off the band, above it, and blank that leads off the band, below it.
+        """
+        blank_BTU = blank_N.new_full(shape, IMPOSSIBLE, dtype=torch.float64)
+        label_BTU = blank_N.new_zeros(shape, dtype=torch.float64)
+        blank_BTU[tuple(cells)] = blank_N.double()
+        label_BTU[tuple(cells)] = label_N.double()
+        if self.band_BTU is not None:
+            leaves_BTU = on_grid(self.frames_B, self.lengths_B, *shape[1:])[:, 1:] & ~self.band_BTU[:, 1:]
+            blank_BTU[:, :-1].masked_fill_(leaves_BTU, IMPOSSIBLE)
+        return blank_BTU, penalised(label_BTU[:, :, :-1], self.frames_B, self.delay_penalty)
+
+    def total(self, blank_BTU: Tensor, label_BTU: Tensor) -> Tensor:
+        """log P(labels) (B,)."""
+        return total_score(forward_scores(blank_BTU, label_BTU), blank_BTU, self.frames_B, self.lengths_B)
+
+    def total_and_arcs(
+        self, blank_BTU: Tensor, label_BTU: Tensor, cells: Cells, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """log P(labels) (B,), and the posteriors of the cells' blank and label arcs (N,), as the gradient has them."""
+        lengths = (self.frames_B, self.lengths_B)
+        alpha, beta = forward_backward_scores(blank_BTU, label_BTU, *lengths)
+        total = total_score(alpha, blank_BTU, *lengths)
+        blank_arc, label_arc = arc_posteriors(*lengths, blank_BTU, label_BTU, alpha, beta, total, dtype)
+        label_arc = torch.nn.functional.pad(label_arc, (0, 1))
+        return total, blank_arc[tuple(cells)], label_arc[tuple(cells)] * (1.0 + self.fastemit)
+
+
+class _Joined(NamedTuple):
+    """A chunk of nodes: the rows gathered for it, and what the joiner makes of them."""
+
+    enc_CJ: Tensor
+    pred_CJ: Tensor
+    logits_CV: Tensor
+
+
+class _Joining(NamedTuple):
+    """The nodes of a batch on their way through the joiner."""
+
+    join: Join
+    enc_FJ: Tensor  # frames of all utterances, padding included
+    pred_PJ: Tensor
+    frame_N: Tensor  # row of enc_FJ
+    column_N: Tensor  # row of pred_PJ
+    chunk: int
+
+    @classmethod
+    def of(cls, join: Join, enc_BTJ: Tensor, pred_BUJ: Tensor, cells: Cells, chunk: int) -> _Joining:
+        frame_N = cells.utterance_N * enc_BTJ.shape[1] + cells.t_N
+        column_N = cells.utterance_N * pred_BUJ.shape[1] + cells.u_N
+        return cls(join, enc_BTJ.detach().flatten(0, 1), pred_BUJ.detach().flatten(0, 1), frame_N, column_N, chunk)
+
+    def chunks(self) -> list[slice]:
+        return [slice(first, first + self.chunk) for first in range(0, len(self.frame_N), self.chunk)]
+
+    def joined(self, nodes: slice) -> _Joined:
+        """Join a chunk, differentiable down to the gathered rows where gradients are enabled."""
+        enc_CJ = self.enc_FJ.index_select(0, self.frame_N[nodes]).requires_grad_()
+        pred_CJ = self.pred_PJ.index_select(0, self.column_N[nodes]).requires_grad_()
+        return _Joined(enc_CJ, pred_CJ, self.join(enc_CJ, pred_CJ))
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Forward: scores of all nodes, lattice. Backward: the gradient of each chunk's logits, through the joiner."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, join: Join, lattice: _Lattice, chunk: int, enc: Tensor, pred: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        shape = (*enc.shape[:2], pred.shape[1])
+        cells = lattice.cells(*shape[1:])
+        next_N = next_labels(lattice.labels_BU, lattice.lengths_B, cells)
+        joining = _Joining.of(join, enc, pred, cells, chunk)
+        learns = any(ctx.needs_input_grad)
+        # One buffer for all chunks: small ones that outlive their chunk would keep its memory from being used again.
+        scores_3N = enc.new_empty((3, len(next_N)), dtype=torch.promote_types(enc.dtype, torch.float32))
+        # Not no_grad: autocast would keep weights cast without a gradient, and hand them to whoever joins next.
+        with torch.set_grad_enabled(learns):
+            for nodes in joining.chunks():
+                logits_CV = joining.joined(nodes).logits_CV.detach()
+                scores_3N[:, nodes] = _scores(logits_CV, next_N[nodes], lattice.labels_BU)
+                del logits_CV  # or two chunks were there while the next one is joined
+        blank_N, label_N, normaliser_N = scores_3N
+        arcs = lattice.spread(cells, blank_N, label_N, shape)
+        if not learns:
+            return -lattice.total(*arcs).to(normaliser_N.dtype)
+        total, blank_arc_N, label_arc_N = lattice.total_and_arcs(*arcs, cells, normaliser_N.dtype)
+        ctx.join, ctx.chunk, ctx.parameters = join, chunk, parameters
+        visited_N = (blank_arc_N > 0) | (label_arc_N > 0)
+        at_nodes = (*cells, next_N, normaliser_N, blank_arc_N, label_arc_N)
+        ctx.save_for_backward(enc, pred, *(value_N[visited_N] for value_N in at_nodes))
+        return -total.to(normaliser_N.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        enc, pred, *indices, next_N, normaliser_N, blank_arc_N, label_arc_N = ctx.saved_tensors
+        cells = Cells(*indices)
+        joining = _Joining.of(ctx.join, enc, pred, cells, ctx.chunk)
+        weight_N = grad_outputs[0][cells.utterance_N]
+        at_nodes = (next_N, normaliser_N, blank_arc_N * weight_N, label_arc_N * weight_N)
+        # Sums over many nodes: narrow ones would lose most of them.
+        enc_grad = torch.zeros_like(widened(joining.enc_FJ))
+        pred_grad = torch.zeros_like(widened(joining.pred_PJ))
+        sums: list[Tensor | None] = [None] * len(ctx.parameters)
+        for nodes in joining.chunks():
+            with torch.enable_grad():
+                joined = joining.joined(nodes)
+            gradient = _gradient(joined.logits_CV.detach(), *(value_N[nodes] for value_N in at_nodes))
+            inputs = (joined.enc_CJ, joined.pred_CJ, *ctx.parameters)
+            enc_part, pred_part, *parts = torch.autograd.grad(joined.logits_CV, inputs, gradient, allow_unused=True)
+            enc_grad.index_add_(0, joining.frame_N[nodes], enc_part.to(enc_grad.dtype))
+            pred_grad.index_add_(0, joining.column_N[nodes], pred_part.to(pred_grad.dtype))
+            sums = [new if old is None else old.add_(new) for old, new in zip(sums, parts, strict=True)]
+            del joined, gradient, inputs
+        return None, None, None, enc_grad.view_as(enc).to(enc.dtype), pred_grad.view_as(pred).to(pred.dtype), *sums
+
+
+def _scores(logits_CV: Tensor, next_C: Tensor, labels_BU: Tensor) -> Tensor:
+    """Log-probs of blank and of the next label, and the log-normaliser, (3, C)."""
+    check_labels(labels_BU, logits_CV.shape[1])
+    logits_CV = widened(logits_CV)
+    normaliser_C = logits_CV.logsumexp(1)
+    label_C = logits_CV.gather(1, next_C[:, None])[:, 0]
+    return torch.stack([logits_CV[:, BLANK] - normaliser_C, label_C - normaliser_C, normaliser_C])
+
+
+def _gradient(
+    logits_CV: Tensor, next_C: Tensor, normaliser_C: Tensor, blank_arc_C: Tensor, label_arc_C: Tensor
+) -> Tensor:
+    """d loss / d logits = P(k | t, u) x occupancy(t, u) - posterior of the arc (t, u, k)."""
+    gradient_CV = (logits_CV - normaliser_C[:, None]).exp_()
+    gradient_CV *= (blank_arc_C + label_arc_C)[:, None]
+    gradient_CV[:, BLANK] -= blank_arc_C
+    gradient_CV.scatter_add_(1, next_C[:, None], -label_arc_C[:, None])
+    return gradient_CV.to(logits_CV.dtype)
