@@ -28,7 +28,7 @@ from kdtrans.losses.distillation import Join, widened
 from kdtrans.losses.grid import Cells, next_labels
 from kdtrans.losses.transducer import arc_posteriors, check_grid, check_labels, on_grid, penalised
 
-CHUNK = 4096  # nodes: 8 MB of logits at V = 500, which a CPU's cache holds; on CUDA more keeps the device busy
+CHUNK = 2048  # nodes: 4 MB of logits at V = 500, which a CPU's cache holds; on CUDA more keeps the device busy
 
 
 def fused_transducer_loss(
@@ -207,7 +207,8 @@ class _FusedLoss(torch.autograd.Function):
         enc_grad = torch.zeros_like(widened(joining.enc_FJ))
         pred_grad = torch.zeros_like(widened(joining.pred_PJ))
         sums: list[Tensor | None] = [None] * len(ctx.parameters)
-        for nodes in joining.chunks():
+
+        def add_chunk(nodes: slice) -> None:  # a function, so that nothing of a chunk is there while the next is joined
             with torch.enable_grad():
                 joined = joining.joined(nodes)
             gradient = _gradient(joined.logits_CV.detach(), *(value_N[nodes] for value_N in at_nodes))
@@ -215,8 +216,10 @@ class _FusedLoss(torch.autograd.Function):
             enc_part, pred_part, *parts = torch.autograd.grad(joined.logits_CV, inputs, gradient, allow_unused=True)
             enc_grad.index_add_(0, joining.frame_N[nodes], enc_part.to(enc_grad.dtype))
             pred_grad.index_add_(0, joining.column_N[nodes], pred_part.to(pred_grad.dtype))
-            sums = [new if old is None else old.add_(new) for old, new in zip(sums, parts, strict=True)]
-            del joined, gradient, inputs
+            sums[:] = [new if old is None else old.add_(new) for old, new in zip(sums, parts, strict=True)]
+
+        for nodes in joining.chunks():
+            add_chunk(nodes)
         return None, None, None, enc_grad.view_as(enc).to(enc.dtype), pred_grad.view_as(pred).to(pred.dtype), *sums
 
 
