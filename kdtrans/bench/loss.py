@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdtrans.bench.reading import resident_mb
+from kdtrans.bench.measure import cpu_seconds, resident_mb
 from kdtrans.bench.table import Bench, Measurement
 from kdtrans.contracts import BLANK
 from kdtrans.lattice.path import nodes, path_from_frames
@@ -81,8 +81,6 @@ def bench_loss(quick: bool) -> Bench:
 
 def measure(size: str, peers: list[str], repeats: int) -> tuple[list[Measurement], dict[str, float]]:
     """Time, memory and gradient error of every loss at one size, and the ratios of ours to others."""
-    from kdtrans.bench.targets import cpu_seconds  # here: fresh processes need none of what that module imports
-
     conditions: Conditions = {"size": size, **SIZES[size]._asdict(), "threads": 1}
     if missing := [peer for peer in PEERS if peer not in peers]:
         conditions["not installed"] = " ".join(missing)

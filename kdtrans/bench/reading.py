@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdtrans.bench.measure import resident_mb
 from kdtrans.config import TargetsConfig
 from kdtrans.contracts import BLANK, FRAME_SHIFT_MS, TargetsFooter
 from kdtrans.targets.encoding import encode
@@ -136,12 +137,6 @@ def main(index: str, shards: int, count: int) -> dict[str, float]:
         "cpu_s": time.process_time() - opened_cpu,
         "rss_growth_mb": max(most, resident_mb()) - before,
     }
-
-
-def resident_mb() -> float:
-    """Resident memory of this process, 10^6 bytes (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from lhotse import MonoCut, SupervisionSegment
 from torch import Tensor
 
 from kdtrans.bench import reading
+from kdtrans.bench.measure import cpu_seconds
 from kdtrans.bench.table import Bench, Measurement
 from kdtrans.config import PredictorConfig, TargetsConfig, TeacherConfig, TokenizerConfig
 from kdtrans.contracts import FRAME_SHIFT_MS, TargetsFooter
@@ -149,13 +149,6 @@ def measure_dump(
         ratio,
     ]
     return rows, {"dump_overhead": ratio.median}
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of this process for a piece of work."""
-    started = time.process_time()
-    work()
-    return time.process_time() - started
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

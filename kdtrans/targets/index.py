@@ -91,13 +91,16 @@ def whole_parquet(path: Path) -> Iterator[None]:
         raise ContractError(f"{path} is not a whole Parquet file ({reason}): delete it and dump it again") from None
 
 
-def index_shard(path: Path, footer: TargetsFooter, groups: Iterable[pa.Table]) -> IndexedShard:
+def index_shard(
+    path: Path, footer: TargetsFooter, groups: Iterable[pa.Table], sha256: str | None = None
+) -> IndexedShard:
     """Describe a shard from its row groups, which pass by one at a time.
 
     Args:
         path: the shard.
         footer: its provenance.
         groups: its row groups, in order, as `row_groups` gives them.
+        sha256: hash of the file, if it is known; None: it is read for it.
     """
     rows, origin = [], Counter[str]()
     nodes, frames, utterances, tail_mass, confidence = 0, 0, 0, 0.0, 0.0
@@ -123,7 +126,7 @@ def index_shard(path: Path, footer: TargetsFooter, groups: Iterable[pa.Table]) -
         tail_mass=tail_mass / max(nodes, 1),
         confidence=confidence / max(utterances, 1),
         origin=dict(origin),
-        sha256=sha256_file(path),
+        sha256=sha256 or sha256_file(path),
         footer_sha256=footer_hash,
         rows=pa.concat_tables([TARGETS_INDEX.empty_table(), *rows]).combine_chunks(),
     )

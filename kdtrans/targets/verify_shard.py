@@ -5,7 +5,6 @@ Shapes: R rows of a row group, N path nodes of all of them, K stored classes a n
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdtrans.artifacts import read_json, sha256_file
-from kdtrans.contracts import BLANK, ContractError, TargetsFooter, read_manifest_lines
+from kdtrans.contracts import BLANK, ContractError, TargetsFooter
 from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.scoring.references import read_references
 from kdtrans.targets.index import IndexedShard, index_shard, row_groups, whole_parquet
 from kdtrans.targets.shards import read_shard_footer
 
@@ -86,12 +86,16 @@ def verify_shard(path: Path, expected: Expected) -> Verdict:
     Raises:
         ContractError: when the manifest, not the shard, is broken.
     """
-    texts = None if expected.manifest is None else manifest_texts(expected.manifest)
+    texts = None
+    if expected.manifest is not None:
+        texts = {utt_id: reference.text for utt_id, reference in read_references([expected.manifest]).items()}
     verdict = Verdict(path)
     findings = Findings(path)
     try:
         # Before anything is parsed: damaged bytes may do more to a parser than raise.
-        if wrong := _wrong_hash(path):
+        with whole_parquet(path):
+            sha256 = sha256_file(path)
+        if wrong := _wrong_hash(path, sha256):
             verdict.problems.append(wrong)
             return verdict
         with whole_parquet(path):
@@ -100,7 +104,7 @@ def verify_shard(path: Path, expected: Expected) -> Verdict:
         tokenizer = None if verdict.foreign else expected.tokenizer
         ranking: list[pa.Table] = []
         checked = _checked(path, verdict.footer, texts, tokenizer, findings, ranking)
-        verdict.indexed = index_shard(path, verdict.footer, checked)
+        verdict.indexed = index_shard(path, verdict.footer, checked, sha256)
         if ranking:
             _check_ranking(pa.concat_tables(ranking), findings)
         verdict.problems += findings.lines()
@@ -112,24 +116,7 @@ def verify_shard(path: Path, expected: Expected) -> Verdict:
     return verdict
 
 
-def manifest_texts(path: Path) -> dict[str, str | None]:
-    """Text by utterance of a manifest shard; None where there is none.
-
-    Raises:
-        ContractError: naming the line that is not a cut with one supervision.
-    """
-    texts: dict[str, str | None] = {}
-    for number, line in enumerate(read_manifest_lines(path), 1):
-        try:
-            cut = json.loads(line)
-            [supervision] = cut["supervisions"]
-            texts[cut["id"]] = supervision.get("text")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ContractError(f"{path}:{number}: expected a cut with one supervision ({error})") from None
-    return texts
-
-
-def _wrong_hash(path: Path) -> str | None:
+def _wrong_hash(path: Path, found: str) -> str | None:
     """What is wrong if the shard's record has another hash than the shard."""
     record = Path(f"{path}.run.json")
     if not record.exists():
@@ -138,7 +125,6 @@ def _wrong_hash(path: Path) -> str | None:
         recorded = read_json(record).get("sha256")
     except (ValueError, AttributeError):
         return f"{record}: not a record of a stage: delete it and its shard, and dump the shard again"
-    found = sha256_file(path)
     if recorded is None or recorded == found:
         return None
     return f"{path}: SHA-256 is {found[:12]}, its record says {recorded[:12]}: delete it and dump it again"
