@@ -347,7 +347,9 @@ class KdConfig(Section):
     node_weight: Literal["one", "nonblank"] = "one"
     """Weight of a node: 1 (the paper), or 1 - P_teacher(blank)."""
     shift: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
-    """tau: frames of 40 ms by which the student may lag behind the teacher; auto: measured while training."""
+    """tau: frames of 40 ms by which the student may lag behind the teacher; auto: measured before distillation."""
+    shift_phase: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the updates at the start, without distillation, in which shift: auto measures."""
     window: Annotated[int, Field(ge=0)] = 0
     """A node's loss is the least over the shifts tau - window .. tau + window."""
 

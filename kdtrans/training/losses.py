@@ -57,7 +57,7 @@ def transducer_losses(
 
     Returns:
         `loss`, which is minimised, and its parts, nats; `kd_nodes_dropped`, the nodes of an utterance that fall off the
-        student's grid, where there are any; `kd_shift`, frames, where it is measured.
+        student's grid, where there are any; `kd_shift`, frames, while it is measured, and then there is no `loss_kd`.
 
     Raises:
         ValueError: when teacher and student disagree by more than two frames on an utterance, naming it.
@@ -113,15 +113,18 @@ def ctc_loss(logits_BTV: Tensor, frames_B: Tensor, batch: Batch) -> Tensor:
 
 
 def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | ShiftTracker) -> Losses:
-    """Distillation along the teacher's one-best paths, shifted, or with the best shift of a window."""
+    """Distillation along the teacher's one-best paths, shifted, or with the best shift of a window.
+
+    While the shift is measured there is none.
+    """
     assert batch.targets is not None
     check_frames(batch, student.frames_B)
     utterances = len(batch.utt_ids)
-    measured: Losses = {}
     if isinstance(shift, ShiftTracker):
-        shift.observe(student.logits_BTUV, batch.labels_BU, student.frames_B, batch.label_lengths_B, batch.targets)
+        if shift.measuring:
+            shift.observe(student.logits_BTUV, batch.labels_BU, student.frames_B, batch.label_lengths_B, batch.targets)
+            return {"kd_shift": torch.tensor(float(shift.frames))}
         shift = shift.frames
-        measured = {"kd_shift": torch.tensor(float(shift))}
     outputs = (student.join, student.enc_BTJ, student.pred_BUJ)
     if kd.window:
         shifts = range(shift - kd.window, shift + kd.window + 1)
@@ -130,7 +133,7 @@ def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | Shift
         targets = batch.targets.shifted(shift, student.frames_B)
         dropped = len(batch.targets) - len(targets)
         loss = one_best_loss(gather_logits(*outputs, targets), targets, kd, utterances)
-    return {"loss_kd": loss, **_dropped(dropped, utterances), **measured}
+    return {"loss_kd": loss, **_dropped(dropped, utterances)}
 
 
 def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transducer) -> Losses:

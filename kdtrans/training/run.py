@@ -87,7 +87,8 @@ def train_model(
         if teacher is not None:
             largest = largest_grids(examples, order, tokenizer.vocab_size)
             print(f"the grids of teacher and student take {largest / 1e9:.2f} GB in the largest batch", flush=True)
-        shift = ShiftTracker() if kd.shift == "auto" else kd.shift
+        measured = round(kd.shift_phase * training.updates) * training.accumulate
+        shift = ShiftTracker(measured) if kd.shift == "auto" else kd.shift
         trainer = Trainer(
             model=model,
             groups=groups,
@@ -106,6 +107,8 @@ def train_model(
                 record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state)}
                 record |= {"hours": hours, "dropped": dict(dropped), "step": step, "dev_wer": wer}
                 record |= {"training_seconds": round(trainer.seconds(), 2)}
+                if isinstance(shift, ShiftTracker):
+                    record |= {"kd_shift": shift.frames}
         except OutOfTimeError as reason:
             print(f"{reason}; run the same command to go on", file=sys.stderr)
             return RESUME_ME

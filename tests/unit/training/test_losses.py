@@ -237,13 +237,18 @@ def test_bf16_is_close_to_fp32(name: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 
-def test_a_tracker_is_shown_the_batch_and_its_shift_is_used() -> None:
+def test_a_tracker_watches_the_student_before_it_is_distilled_with_what_was_measured() -> None:
     student, kd = make_model(1), KdConfig(weight=1.0, shift="auto")
     batch = make_batch([0, 1, 2], student, student)
-    tracker = ShiftTracker()
-    losses = transducer_losses(student, batch, CONFIG, kd, shift=tracker)
-    fixed = transducer_losses(student, batch, CONFIG, kd, shift=tracker.frames)
-    assert float(losses["kd_shift"]) == tracker.frames
+    tracker = ShiftTracker(1)
+    watched = transducer_losses(student, batch, CONFIG, kd, shift=tracker)
+    undistilled = transducer_losses(student, batch, CONFIG, KdConfig())
+    assert float(watched["kd_shift"]) == tracker.frames
     assert tracker.frames > 0, "the targets emit everything on frame 1, a random student does not"
-    assert torch.equal(losses["loss_kd"], fixed["loss_kd"])
-    assert "kd_shift" not in fixed
+    assert "loss_kd" not in watched
+    assert torch.equal(watched["loss"], undistilled["loss"])
+
+    measured = transducer_losses(student, batch, CONFIG, kd, shift=tracker)
+    fixed = transducer_losses(student, batch, CONFIG, kd, shift=tracker.frames)
+    assert torch.equal(measured["loss"], fixed["loss"])
+    assert "kd_shift" not in measured

@@ -15,6 +15,8 @@ from kdtrans.training.shift import ShiftTracker, emission_frames, label_nodes
 from tests.unit.lattice.test_recursion import VOCAB, grids
 from tests.unit.lattice.twins import every_path, path_score
 
+MANY = 1000  # batches to observe: more than any test shows
+
 
 def targets_of(paths: list[list[int]], offset: int = 0) -> NodeTargets:
     """Nodes of the teacher's paths; their distributions do not matter here."""
@@ -87,7 +89,7 @@ def test_the_shift_is_the_median_over_the_labels_of_enumerated_best_paths() -> N
         log_probs = logits[b].log_softmax(-1)
         best = max(every_path(num_frames, spelled[b]), key=lambda path: float(path_score(log_probs, path)))
         late += emissions(best)
-    tracker = ShiftTracker()
+    tracker = ShiftTracker(MANY)
     tracker.observe(logits, labels, T, U, targets_of(teacher))
     assert tracker.frames == median_low(late)
 
@@ -96,7 +98,7 @@ def test_the_shift_is_the_median_over_the_labels_of_enumerated_best_paths() -> N
 def test_a_student_that_lags_is_followed_and_one_that_leads_is_not(lag: int, expected: int) -> None:
     labels = [[1, 2, 3], [4], []]
     when = [[4, 6, 6], [9], []]
-    tracker = ShiftTracker()
+    tracker = ShiftTracker(MANY)
     assert tracker.frames == 0
     paths = []
     for what, frames in zip(labels, when, strict=True):
@@ -123,18 +125,30 @@ def observe(tracker: ShiftTracker, late: int, times: int) -> list[int]:
 
 
 def test_every_tenth_batch_is_measured_and_the_past_fades() -> None:
-    tracker = ShiftTracker()
+    tracker = ShiftTracker(MANY)
     assert observe(tracker, 5, 1) == [5]
     assert observe(tracker, 1, 10) == [5] * 9 + [1]  # the older half of what was seen weighs a little less
-    many = ShiftTracker()
+    many = ShiftTracker(MANY)
     observe(many, 6, 60)
     shifts = observe(many, 2, 140)
     assert shifts[0] == 6
     assert shifts[-1] == 2
 
 
+def test_it_measures_as_many_batches_as_it_is_told() -> None:
+    tracker = ShiftTracker(2)
+    seen = []
+    while tracker.measuring:
+        seen += observe(tracker, 5, 1)
+    assert seen == [5, 5]
+    resumed = ShiftTracker(2)
+    resumed.load(tracker.state())
+    assert not resumed.measuring
+    assert resumed.frames == 5
+
+
 def test_nothing_to_compare_leaves_the_shift_as_it_is() -> None:
-    tracker = ShiftTracker()
+    tracker = ShiftTracker(MANY)
     silent = speaking([[]], [[]], 4)
     tracker.observe(silent[0], silent[1].reshape(1, 0).long(), silent[2], silent[3], targets_of([[0, 0, 0, 0]]))
     assert tracker.frames == 0
@@ -143,10 +157,10 @@ def test_nothing_to_compare_leaves_the_shift_as_it_is() -> None:
 def test_a_resumed_tracker_goes_on_as_if_nothing_had_happened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shift, "EVERY", 3)
     lags = [1, 4, 2, 6, 0, 3, 5, 2, 1, 6, 4, 4]
-    unbroken, broken = ShiftTracker(), ShiftTracker()
+    unbroken, broken = ShiftTracker(MANY), ShiftTracker(MANY)
     for lag in lags:
         expected = observe(unbroken, lag, 2)
-        resumed = ShiftTracker()
+        resumed = ShiftTracker(MANY)
         resumed.load(broken.state())
         assert observe(resumed, lag, 2) == expected
         broken = resumed
