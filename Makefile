@@ -1,5 +1,6 @@
 # make demo   the whole workflow on the embedded corpus
 # make test   lint, types, tests
+# make test-k2   lattice and losses against k2, in an environment of its own
 # make study-an4   the paper's study on AN4 (hours; AN4_ROOT and WHISPER_BASE name its data; SYSTEMS="kd hard": only these)
 # All make .venv first. VENV=/elsewhere puts it elsewhere; PYTHON=python3.12 makes it of another Python.
 
@@ -7,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test study-an4 lint lock clean
+.PHONY: help setup demo test test-k2 study-an4 lint lock clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PIP := -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 setup: $(READY)
 
@@ -40,6 +41,19 @@ demo:
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# Lattice and losses against real k2, in an environment of its own (4 GB): k2 of the registry wants an old torch.
+K2_VENV ?= .venv-k2
+K2_PYTHON ?= python3.11
+K2_PIP := $(K2_VENV)/bin/python $(PIP) install -q --no-deps --no-compile
+test-k2: $(K2_VENV)/.ready
+	PYTHONDONTWRITEBYTECODE=1 $(K2_VENV)/bin/python -m pytest -q -p no:cacheprovider tests/k2
+
+$(K2_VENV)/.ready: envs/k2-registry.txt envs/k2-wheel.txt
+	$(K2_PYTHON) -m venv $(K2_VENV)
+	$(K2_PIP) -r envs/k2-registry.txt
+	$(K2_PIP) -r envs/k2-wheel.txt
+	touch $@
 
 # Resumes where it was stopped; the page shows what is finished.
 STUDY := --configfile workflow/configs/an4.yaml workflow/configs/an4-study.yaml

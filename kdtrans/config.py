@@ -283,6 +283,15 @@ class TrainingConfig(Section):
     clip_norm: float = 5.0
     ema_decay: Fraction = 0.995
     """Decay of the running average of the weights; the average is what is evaluated and kept."""
+    loss: Literal["fused", "full", "banded"] = "fused"
+    """Transducer loss: fused joins the grid in parts; full at once, the same but for rounding, for tests and backends;
+    banded sums over paths near the teacher's only, where there is one."""
+    backend: Literal["native", "k2", "torchaudio"] = "native"
+    """Whose transducer loss it is; others than native need loss: full, and to be installed."""
+    band_width: Positive = 5
+    """banded: least nodes of a frame."""
+    band_margin: Annotated[int, Field(ge=0)] = 4
+    """banded: frames of 40 ms by which a label may be emitted earlier or later than on the path, shifted by tau."""
     ctc_weight: float = 0.2
     """Weight of an auxiliary CTC loss on the encoder; 0 turns it off."""
     fastemit: Annotated[float, Field(ge=0)] = 0.0
@@ -304,6 +313,18 @@ class TrainingConfig(Section):
     def _phases_sum(self) -> TrainingConfig:
         if abs(sum(self.phases) - 1.0) > 1e-6:
             raise ValueError(f"phases {self.phases} sum to {sum(self.phases):g}, not 1")
+        return self
+
+    @model_validator(mode="after")
+    def _backend_can(self) -> TrainingConfig:
+        if self.backend != "native" and self.loss != "full":
+            raise ValueError(f"backend: {self.backend} is given all logits: it needs loss: full, not {self.loss}")
+        lacking = {"native": (), "k2": ("fastemit",), "torchaudio": ("fastemit", "delay_penalty")}[self.backend]
+        for name in lacking:
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name):g}, which backend: {self.backend} has not: set it to 0"
+                )
         return self
 
 

@@ -1,4 +1,4 @@
-"""The band of a transducer's grid that a known path lies in: where to evaluate a student's lattice.
+"""The band of a transducer's grid that a known path, or most of the mass, lies in: where to evaluate its lattice.
 
 The teacher's one-best path says where the mass of a student's lattice will be, so that no second, simple joiner has to
 find out, as in pruned losses (Kuang et al. 2022, arXiv 2206.13236). On every frame the band has the path's nodes of the
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdtrans.losses.grid import Cells
 from kdtrans.losses.transducer import on_grid
@@ -66,6 +67,48 @@ def path_band(
     u_U = torch.arange(columns, device=frames_B.device)
     band_BTU = (u_U >= start_BT[:, :, None]) & (u_U <= end_BT[:, :, None])
     return (band_BTU | ~has_path_B[:, None, None]) & on_grid(frames_B, lengths_B, num_frames, columns)
+
+
+def occupation_band(
+    blank_arc_BTU: Tensor, label_arc_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor, width: int
+) -> Tensor:
+    """Nodes that a pruned loss sums over: on every frame, the `width` ones in which most paths stay.
+
+    A path stays in a window of a frame if it leaves the frame from there and has not climbed into it from below: the
+    criterion of k2's `get_rnnt_prune_ranges` (Kuang et al. 2022). Where the windows of neighbouring frames do not make
+    a monotone, connected band, k2 moves them; here they are kept, and nodes are added between them. So are those
+    between the nodes where most paths enter and leave a frame: several labels on a frame cost nodes and not paths.
+    A width of U_b + 1 or more gives the whole grid.
+
+    Args:
+        blank_arc_BTU: posterior of every blank arc, (B, T, U + 1).
+        label_arc_BTU: posterior of every label arc, (B, T, U).
+        frames_B: frames of each utterance.
+        lengths_B: labels of each utterance.
+        width: least nodes a frame, >= 1.
+
+    Returns:
+        Whether a node is in the band, (B, T, U + 1), false in padding.
+
+    Raises:
+        ValueError: when `width` is too small.
+    """
+    if width < 1:
+        raise ValueError(f"a band has width {width}, expected at least 1")
+    num_frames, columns = blank_arc_BTU.shape[1:]
+    t_T, u_U = (torch.arange(size, device=frames_B.device) for size in (num_frames, columns))
+    below_BTU = F.pad(blank_arc_BTU.cumsum(2), (1, 0))
+    stays_BTU = below_BTU[:, :, (u_U + width).clamp(max=columns)] - below_BTU[:, :, :-1] - F.pad(label_arc_BTU, (1, 0))
+    last_B1 = (lengths_B + 1 - width).clamp(min=0)[:, None]
+    start_BT = stays_BTU.masked_fill(u_U > last_B1[:, :, None], -torch.inf).argmax(2)
+    start_BT = torch.where(t_T < frames_B[:, None], start_BT, last_B1)
+    leave_BT = torch.where(t_T < frames_B[:, None] - 1, blank_arc_BTU.argmax(2), lengths_B[:, None])
+    enter_BT = F.pad(leave_BT[:, :-1], (1, 0))
+    low_BT = start_BT.minimum(enter_BT).flip(1).cummin(1).values.flip(1)
+    # A path passes from where it leaves a frame to where it enters the next one: the edges overlap there.
+    high_BT = (start_BT + width - 1).maximum(leave_BT).cummax(1).values
+    band_BTU = (u_U >= low_BT[:, :, None]) & (u_U <= high_BT[:, :, None])
+    return band_BTU & on_grid(frames_B, lengths_B, num_frames, columns)
 
 
 def _path_edges(nodes: Cells, frames_B: Tensor, lengths_B: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:

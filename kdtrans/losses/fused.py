@@ -22,11 +22,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdtrans.contracts import BLANK
 from kdtrans.lattice.recursion import IMPOSSIBLE, forward_backward_scores, forward_scores, total_score
 from kdtrans.losses.distillation import Join, widened
 from kdtrans.losses.grid import Cells, next_labels
-from kdtrans.losses.transducer import arc_posteriors, check_grid, check_labels, on_grid, penalised
+from kdtrans.losses.transducer import (
+    arc_posteriors,
+    check_grid,
+    check_labels,
+    node_gradient,
+    node_scores,
+    on_grid,
+    penalised,
+)
 
 CHUNK = 2048  # nodes: 4 MB of logits at V = 500, which a CPU's cache holds; on CUDA more keeps the device busy
 
@@ -182,7 +189,8 @@ class _FusedLoss(torch.autograd.Function):
         with torch.set_grad_enabled(learns):
             for nodes in joining.chunks():
                 logits_CV = joining.joined(nodes).logits_CV.detach()
-                scores_3N[:, nodes] = _scores(logits_CV, next_N[nodes], lattice.labels_BU)
+                check_labels(lattice.labels_BU, logits_CV.shape[1])
+                scores_3N[:, nodes] = node_scores(logits_CV, next_N[nodes])
                 del logits_CV  # or two chunks were there while the next one is joined
         blank_N, label_N, normaliser_N = scores_3N
         arcs = lattice.spread(cells, blank_N, label_N, shape)
@@ -211,7 +219,8 @@ class _FusedLoss(torch.autograd.Function):
         def add_chunk(nodes: slice) -> None:  # a function, so that nothing of a chunk is there while the next is joined
             with torch.enable_grad():
                 joined = joining.joined(nodes)
-            gradient = _gradient(joined.logits_CV.detach(), *(value_N[nodes] for value_N in at_nodes))
+            gradient = node_gradient(joined.logits_CV.detach(), *(value_N[nodes] for value_N in at_nodes))
+            gradient = gradient.to(joined.logits_CV.dtype)
             inputs = (joined.enc_CJ, joined.pred_CJ, *ctx.parameters)
             enc_part, pred_part, *parts = torch.autograd.grad(joined.logits_CV, inputs, gradient, allow_unused=True)
             enc_grad.index_add_(0, joining.frame_N[nodes], enc_part.to(enc_grad.dtype))
@@ -221,23 +230,3 @@ class _FusedLoss(torch.autograd.Function):
         for nodes in joining.chunks():
             add_chunk(nodes)
         return None, None, None, enc_grad.view_as(enc).to(enc.dtype), pred_grad.view_as(pred).to(pred.dtype), *sums
-
-
-def _scores(logits_CV: Tensor, next_C: Tensor, labels_BU: Tensor) -> Tensor:
-    """Log-probs of blank and of the next label, and the log-normaliser, (3, C)."""
-    check_labels(labels_BU, logits_CV.shape[1])
-    logits_CV = widened(logits_CV)
-    normaliser_C = logits_CV.logsumexp(1)
-    label_C = logits_CV.gather(1, next_C[:, None])[:, 0]
-    return torch.stack([logits_CV[:, BLANK] - normaliser_C, label_C - normaliser_C, normaliser_C])
-
-
-def _gradient(
-    logits_CV: Tensor, next_C: Tensor, normaliser_C: Tensor, blank_arc_C: Tensor, label_arc_C: Tensor
-) -> Tensor:
-    """d loss / d logits = P(k | t, u) x occupancy(t, u) - posterior of the arc (t, u, k)."""
-    gradient_CV = (logits_CV - normaliser_C[:, None]).exp_()
-    gradient_CV *= (blank_arc_C + label_arc_C)[:, None]
-    gradient_CV[:, BLANK] -= blank_arc_C
-    gradient_CV.scatter_add_(1, next_C[:, None], -label_arc_C[:, None])
-    return gradient_CV.to(logits_CV.dtype)

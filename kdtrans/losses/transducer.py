@@ -1,10 +1,12 @@
 """The transducer loss -log P(y | x) in plain torch (Graves 2012, arXiv 1211.3711).
 
-Exact: the lattice is fp64. Lean: of the logits' size, only their gradient is kept. Two ways of making a student emit
-earlier live in the same lattice and the same buffer: FastEmit (Yu et al. 2021, arXiv 2010.11148) and the delay penalty
-of k2 (Kang et al. 2023, arXiv 2211.00490).
+Exact: the lattice is fp64. Lean: beside the given logits, nothing of their size is ever there but the gradient that
+autograd has to be given, and that only while it is computed. Two ways of making a student emit earlier live in the
+same lattice: FastEmit (Yu et al. 2021, arXiv 2010.11148) and the delay penalty of k2 (Kang et al. 2023, arXiv
+2211.00490).
 
-Shapes: B utterances, T frames, U labels, V vocabulary with blank = 0.
+Shapes: B utterances, T frames, U labels, V vocabulary with blank = 0, N nodes of the grid, padding included, C nodes of
+a slice.
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdtrans.contracts import BLANK
 from kdtrans.lattice.recursion import forward_backward_scores, forward_scores, total_score
+from kdtrans.losses.distillation import widened
+
+SLICE = 1 << 18  # logits worked on at once: 1 MB, which stays in a CPU core's cache
 
 
 def transducer_loss(
@@ -54,18 +60,40 @@ def transducer_loss(
 def node_log_probs(logits_BTUV: Tensor, labels_BU: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of blank (B, T, U + 1) and of the next label (B, T, U), and the log-normaliser (B, T, U + 1).
 
-    Only these are read off the logits: a normalised copy of the grid is never made.
+    Only these are read off the logits, a slice of nodes at a time: a normalised copy of the grid is never made. They
+    carry no gradient.
     """
-    logits = logits_BTUV if logits_BTUV.dtype == torch.float64 else logits_BTUV.float()
-    normaliser = logits.logsumexp(-1)
-    blank = logits[..., BLANK] - normaliser
-    index = labels_BU[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
-    label = logits[:, :, :-1].gather(3, index)[..., 0] - normaliser[:, :, :-1]
-    return blank, label, normaliser
+    logits_NV = logits_BTUV.detach().flatten(0, 2)
+    next_N = _next_labels(labels_BU, logits_BTUV.shape[1])
+    # One buffer for all slices: small ones that outlive their slice would keep its memory from being used again.
+    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
+    scores_3N = torch.empty((3, len(next_N)), dtype=dtype, device=logits_NV.device)
+    for nodes in _slices(logits_NV):
+        scores_3N[:, nodes] = node_scores(logits_NV[nodes], next_N[nodes])
+    blank, label, normaliser = scores_3N.view(3, *logits_BTUV.shape[:3])
+    return blank, label[:, :, :-1], normaliser
+
+
+def node_scores(logits_CV: Tensor, next_C: Tensor) -> Tensor:
+    """Log-probs of blank and of the next label, and the log-normaliser, (3, C), fp32 or wider."""
+    logits_CV = widened(logits_CV)
+    normaliser_C = logits_CV.logsumexp(1)
+    label_C = logits_CV.gather(1, next_C[:, None])[:, 0]
+    return torch.stack([logits_CV[:, BLANK] - normaliser_C, label_C - normaliser_C, normaliser_C])
+
+
+def node_gradient(
+    logits_CV: Tensor, next_C: Tensor, normaliser_C: Tensor, blank_arc_C: Tensor, label_arc_C: Tensor
+) -> Tensor:
+    """d loss / d logits (C, V) = P(k | t, u) x occupancy(t, u) - posterior of the arc (t, u, k), fp32 or wider."""
+    gradient_CV = (logits_CV - normaliser_C[:, None]).exp_()
+    gradient_CV *= (blank_arc_C + label_arc_C)[:, None]
+    gradient_CV[:, BLANK] -= blank_arc_C
+    return gradient_CV.scatter_add_(1, next_C[:, None], -label_arc_C[:, None])
 
 
 class _TransducerLoss(torch.autograd.Function):
-    """The gradient is known in closed form; it is computed with the loss, and scaled when it is asked for."""
+    """Forward keeps three numbers a node; backward makes the gradient from the logits, which are given, by slices."""
 
     @staticmethod
     def forward(
@@ -83,15 +111,38 @@ class _TransducerLoss(torch.autograd.Function):
             alpha, beta = forward_backward_scores(blank, label, frames, lengths)
             total = total_score(alpha, blank, frames, lengths)
             arcs = arc_posteriors(frames, lengths, blank, label, alpha, beta, total, normaliser.dtype)
-            ctx.save_for_backward(_gradient(logits, labels, normaliser, *arcs, fastemit))
+            ctx.save_for_backward(logits, labels, normaliser, arcs[0], arcs[1] * (1.0 + fastemit))
         else:
             total = total_score(forward_scores(blank, label), blank, frames, lengths)
         return -total.to(normaliser.dtype)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0][:, None, None, None].to(gradient.dtype), None, None, None, None, None
+        logits, labels, normaliser, blank_arc, label_arc = ctx.saved_tensors
+        logits_NV, weight = logits.flatten(0, 2), grad_outputs[0][:, None, None]
+        at_nodes = (
+            _next_labels(labels, logits.shape[1]),
+            normaliser.flatten(),
+            (blank_arc * weight).flatten(),
+            F.pad(label_arc * weight, (0, 1)).flatten(),
+        )
+        gradient_NV = torch.empty_like(logits_NV)
+        for nodes in _slices(logits_NV):
+            gradient_NV[nodes] = node_gradient(logits_NV[nodes], *(value_N[nodes] for value_N in at_nodes))
+        return gradient_NV.view(logits.shape), None, None, None, None, None
+
+
+def _next_labels(labels_BU: Tensor, num_frames: int) -> Tensor:
+    """The label that follows every node of the grid (N,), BLANK in the last column."""
+    return F.pad(labels_BU.long(), (0, 1), value=BLANK)[:, None].expand(-1, num_frames, -1).flatten()
+
+
+def _slices(logits_NV: Tensor) -> list[slice]:
+    """Nodes of about SLICE logits together."""
+    num_nodes, vocab = logits_NV.shape
+    step = max(1, SLICE // vocab)
+    return [slice(first, first + step) for first in range(0, num_nodes, step)]
 
 
 def penalised(label_BTU: Tensor, frames_B: Tensor, delay_penalty: float) -> Tensor:
@@ -134,23 +185,6 @@ def arc_posteriors(
     blank_arc, label_arc = reach + blank + beta[:, 1:], reach[:, :, :-1] + label + beta[:, :-1, 1:]
     blank_arc = blank_arc.masked_fill(~real | (blank_arc < least), -torch.inf).exp()
     return blank_arc.to(dtype), label_arc.masked_fill(~has_label | (label_arc < least), -torch.inf).exp().to(dtype)
-
-
-def _gradient(
-    logits: Tensor, labels: Tensor, normaliser: Tensor, blank_arc: Tensor, label_arc: Tensor, fastemit: float
-) -> Tensor:
-    """d loss / d logits = P(k | t, u) x occupancy(t, u) - posterior of the arc (t, u, k)."""
-    if fastemit:
-        label_arc = label_arc * (1.0 + fastemit)
-    occupancy = blank_arc.clone()
-    occupancy[:, :, :-1] += label_arc
-
-    gradient = (logits - normaliser[..., None]).exp_()
-    gradient *= occupancy[..., None]
-    gradient[..., BLANK] -= blank_arc
-    index = labels[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
-    gradient[:, :, :-1].scatter_add_(3, index, -label_arc[..., None])
-    return gradient.to(logits.dtype)
 
 
 def check_grid(shape: Sequence[int], labels: Tensor, frames: Tensor, lengths: Tensor) -> None:

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAMES = ("loss", "targets")
+# name -> module and function that runs it; only `targets` takes a results folder.
+BENCHES = {
+    "loss": ("kdtrans.bench.loss", "bench_loss"),
+    "targets": ("kdtrans.bench.targets", "bench_targets"),
+    "train": ("kdtrans.bench.train", "bench_train"),
+}
+READ_RESULTS = ("targets",)
 
 
 def main(name: str, /, *, quick: bool = False, json: Path | None = None, results: Path | None = None) -> None:
     """Run one benchmark and print what it measured, every number with the conditions that it holds under.
 
     Args:
-        name: loss: transducer losses beside others'; targets: size, truth, making and reading of target shards.
+        name: loss: transducer losses beside others'; targets: target shards; train: a student's training step.
         quick: end within a minute on two cores: fewer repeats, and a smaller corpus to read, as the table says.
         json: write measurements and ratios there too.
         results: a results folder, whose teacher is measured; without it, a sample that comes with the project.
     """
-    if name not in NAMES:
-        raise ValueError(f"there is no benchmark '{name}'; there are: {', '.join(NAMES)}")
-    if name == "loss":
-        if results is not None:
-            raise ValueError("bench loss measures sizes that it names itself: leave --results out")
-        from kdtrans.bench.loss import bench_loss
+    if name not in BENCHES:
+        raise ValueError(f"there is no benchmark '{name}'; there are: {', '.join(BENCHES)}")
+    if results is not None and name not in READ_RESULTS:
+        raise ValueError(f"bench {name} measures sizes that it names itself: leave --results out")
+    import importlib
 
-        bench = bench_loss(quick)
-    else:
-        from kdtrans.bench.targets import bench_targets
-
-        bench = bench_targets(quick, results)
+    module, function = BENCHES[name]
+    run = getattr(importlib.import_module(module), function)
+    bench = run(quick, results) if name in READ_RESULTS else run(quick)
     print(bench.text(), flush=True)
     if json is not None:
         bench.write(json)

@@ -1,7 +1,8 @@
 """The training loop of teacher and student: visible, resumable, and the same number of updates for everyone.
 
-All randomness of an update (dropout, masks) is seeded by (seed, update), and the order of batches is a function of
-(seed, epoch): a resumed run gives the same numbers as one that was never stopped, bit for bit on CPU.
+All randomness of a batch (dropout, masks) is seeded by (seed, update, place in the update), and the order of batches is
+a function of (seed, epoch): a resumed run gives the same numbers as one that was never stopped, bit for bit on CPU, and
+several processes give those of one, but for rounding.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdtrans.config import TrainingConfig
-from kdtrans.data.batches import Batch, TrainingBatches
+from kdtrans.data.batches import Batch, Position, TrainingBatches
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.checkpoint import load_torch, save_torch
 from kdtrans.training.optimizers import ParameterGroup, build_optimizers
-from kdtrans.training.progress import MetricsLog, Reporter
+from kdtrans.training.processes import ALONE, Processes
+from kdtrans.training.progress import Meter, TrainingLog, summed
 from kdtrans.training.schedule import WeightAverage, tri_stage
 
 Losses = dict[str, Tensor]  # 'loss' is what is minimised; the others are reported
@@ -56,6 +58,8 @@ class Trainer:
         folder: where checkpoints and metrics live.
         deadline: leave with OutOfTimeError when time.monotonic() has passed it; None for no limit.
         tracker: what `compute` measures while training, kept in the checkpoints; None for nothing.
+        processes: those that train together; they share the batches of an update, so that their number changes rounding
+            and nothing else. `training.accumulate` is a multiple of it.
     """
 
     model: Transducer
@@ -67,68 +71,89 @@ class Trainer:
     folder: Path
     deadline: float | None = None
     tracker: Stateful | None = None
+    processes: Processes = ALONE
 
-    def run(self) -> tuple[dict[str, Tensor], int, float]:
-        """Train to the end; returns the averaged weights with the lowest dev WER, their update and that WER (%)."""
-        device = next(self.model.parameters()).device
+    def run(self) -> None:
+        """Train to the end; `kept` has the result.
+
+        Raises:
+            OutOfTimeError: when the deadline has passed.
+            ValueError: at a loss or gradient that is not a number, naming the update and its utterances.
+        """
         self.optimizers = build_optimizers(self.model, self.groups, self.config)
         self.average = WeightAverage(self.model, self.config.ema_decay)
         step, position, best, spent = self._resume()
         self._started = time.monotonic() - spent
-        metrics = MetricsLog(self.folder, step)
-        reporter = Reporter(self.folder.parent.name, self.config.updates, step)
+        is_first = self.processes.is_first
+        log = TrainingLog(self.folder, self.config.updates, step) if is_first else None
         stream = self.batches.stream(position)
-        sums: dict[str, float] = {}
-        seconds, window, logged = 0.0, time.monotonic(), step
+        meter = Meter(step)
 
         while step < self.config.updates:
-            torch.manual_seed(self.config.seed * 1_000_003 + step)
-            self.model.train()
-            self._prepare_groups(step)
-            utt_ids: list[str] = []
-            for _ in range(self.config.accumulate):
-                batch = next(stream)
-                position, seconds, utt_ids = batch.position, seconds + batch.seconds, utt_ids + batch.utt_ids
-                losses = self.compute(self.model, batch.to(device))
-                _check_finite(losses, batch.utt_ids, step)
-                (losses["loss"] / self.config.accumulate).backward()
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.config.accumulate
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-            _check_finite({"grad_norm": grad_norm}, utt_ids, step)
-            sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(grad_norm)
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            self.average.update(self.model, step)
+            position = self._update(step, stream, meter)
             step += 1
 
             if step % self.config.log_every == 0:
-                elapsed = time.monotonic() - window
-                row = {name: value / (step - logged) for name, value in sums.items()}
-                row |= {"lr": self.optimizers[0].param_groups[0]["lr"], "audio_per_second": seconds / elapsed}
-                row |= {"seconds": self.seconds()}
-                metrics.write(step, row)
-                facts = " ".join(f"{name} {row[name]:.3f}" for name in losses)
-                reporter.update(step, f"{facts} {row['audio_per_second']:.0f}x real time")
-                sums, seconds, window, logged = {}, 0.0, time.monotonic(), step
+                rates = {"lr": self.optimizers[0].param_groups[0]["lr"]}
+                meters = self.processes.gathered(meter)
+                if log:
+                    log.training(step, summed(meters), rates, self.seconds())
+                meter = Meter(step)
             if step % self.config.evaluate_every == 0 or step == self.config.updates:
                 paused = time.monotonic()
-                wer = self._evaluate_average()
-                metrics.write(step, {"dev_wer": wer})
-                reporter.update(step, f"dev WER {wer:.2f} %")
-                if wer < best[1]:
-                    best = (step, wer)
-                    save_torch({"average": self.average.state, "step": step, "dev_wer": wer}, self.folder / "best.pt")
-                window += time.monotonic() - paused  # the rate is that of training
-            out_of_time = self.deadline is not None and time.monotonic() > self.deadline
+                if log:
+                    best = self._evaluate(step, best, log)
+                meter.started += time.monotonic() - paused  # the rate is that of training
+            out_of_time = self.deadline is not None and self.processes.from_first(time.monotonic() > self.deadline)
             if step % self.config.checkpoint_every == 0 or step == self.config.updates or out_of_time:
-                self._save(step, position, best)
+                position = self.processes.gathered(position)[-1]  # the last one's batch is the last of the update
+                if is_first:
+                    self._save(step, position, best)
             if out_of_time and step < self.config.updates:
                 raise OutOfTimeError(f"stopped at update {step} of {self.config.updates}")
-        reporter.close()
-        kept = load_torch(self.folder / "best.pt")
-        return kept["average"], kept["step"], kept["dev_wer"]
+        if log:
+            log.close()
+
+    def kept(self) -> tuple[dict[str, Tensor], int, float]:
+        """The averaged weights with the lowest dev WER, their update and that WER (%)."""
+        content = load_torch(self.folder / "best.pt")
+        return content["average"], content["step"], content["dev_wer"]
+
+    def _update(self, step: int, stream: Iterator[Batch], meter: Meter) -> Position:
+        """One update from this process's share of its batches; returns the position after the last of them."""
+        device = next(self.model.parameters()).device
+        self.model.train()
+        self._prepare_groups(step)
+        utt_ids: list[str] = []
+        for place in range(self.processes.rank, self.config.accumulate, self.processes.count):
+            # By the batch's place, not the process's: any number of processes draws the same.
+            torch.manual_seed(self.config.seed * 1_000_003 + step + place * 2**40)
+            batch = next(stream)
+            losses = self.compute(self.model, batch.to(device))
+            _check_finite(losses, batch.utt_ids, step)
+            (losses["loss"] / self.config.accumulate).backward()
+            utt_ids += batch.utt_ids
+            meter.add(batch, {name: float(value.detach()) / self.config.accumulate for name, value in losses.items()})
+        self.processes.sum_gradients(self.model.parameters())
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        _check_finite({"grad_norm": grad_norm}, utt_ids, step)
+        meter.grad_norm += float(grad_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.model, step)
+        if self.tracker and self.processes.count > 1:  # each has seen its own batches: the first one's are told to all
+            self.tracker.load(self.processes.from_first(self.tracker.state()))
+        return batch.position
+
+    def _evaluate(self, step: int, best: tuple[int, float], log: TrainingLog) -> tuple[int, float]:
+        """Dev WER of the average, which is kept if that is the lowest so far; the best update and its WER."""
+        wer = self._evaluate_average()
+        log.dev_wer(step, wer)
+        if wer < best[1]:
+            best = (step, wer)
+            save_torch({"average": self.average.state, "step": step, "dev_wer": wer}, self.folder / "best.pt")
+        return best
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
@@ -175,7 +200,8 @@ class Trainer:
         self.average.load(content["average"])
         if self.tracker:
             self.tracker.load(content["tracker"])
-        print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
+        if self.processes.is_first:
+            print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
         epoch, index = content["position"]
         best_step, best_wer = content["best"]
         return content["step"], (epoch, index), (best_step, best_wer), content["seconds"]

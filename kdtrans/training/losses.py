@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdtrans.config import KdConfig, TrainingConfig
 from kdtrans.contracts import BLANK
 from kdtrans.data.batches import Batch
-from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, window_loss
-from kdtrans.losses.grid import collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
-from kdtrans.losses.transducer import transducer_loss
+from kdtrans.losses.backends import loss_of_logits
+from kdtrans.losses.band import path_band
+from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, widened, window_loss
+from kdtrans.losses.fused import CHUNK, fused_transducer_loss
+from kdtrans.losses.grid import Cells, collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import Losses, autocast
 from kdtrans.training.shift import ShiftTracker
@@ -28,13 +30,14 @@ MOST_FRAMES_APART = 2
 
 @dataclass(frozen=True)
 class Student:
-    """What the student has made of a batch, for all losses to use."""
+    """What the student has made of a batch, for all losses to use; each joins the nodes that it needs."""
 
-    join: Join
+    join: Join  # in the configured precision
     frames_B: Tensor
+    enc_BTE: Tensor
     enc_BTJ: Tensor
     pred_BUJ: Tensor
-    logits_BTUV: Tensor
+    parameters: list[nn.Parameter]  # of `join`
 
 
 def transducer_losses(
@@ -50,7 +53,7 @@ def transducer_losses(
     Args:
         model: the student, or the teacher while it is fine-tuned.
         batch: what it learns from.
-        config: weights, precision, FastEmit and delay penalty.
+        config: loss, weights, precision, FastEmit and delay penalty.
         kd: the distillation loss; weight 0 turns it off.
         teacher: runs beside the student where the loss needs its grid; in eval mode.
         shift: tau in frames, or what measures it, from this batch too.
@@ -62,6 +65,31 @@ def transducer_losses(
     Raises:
         ValueError: when teacher and student disagree by more than two frames on an utterance, naming it.
     """
+    student = run_student(model, batch, config)
+    utterances = len(batch.utt_ids)
+    loss_B = transducer_part(student, batch, config, band_of(student, batch, config, shift))
+    losses = {"loss_transducer": loss_B.sum() / utterances}
+    total = losses["loss_transducer"]
+    if config.ctc_weight > 0:
+        losses["loss_ctc"] = ctc_loss(model.ctc(student.enc_BTE.float()), student.frames_B, batch) / utterances
+        total = total + config.ctc_weight * losses["loss_ctc"]
+    if kd.weight > 0:
+        if kd.loss == "one_best" and batch.targets is not None:
+            losses |= path_losses(student, batch, kd, shift)
+        elif kd.loss == "full_sum" and batch.teacher_totals_B is not None:
+            changed = config.fastemit or config.delay_penalty or config.loss == "banded"
+            plain_B = transducer_part(student, batch, plain(config)) if changed else loss_B
+            losses["loss_kd"] = full_sum_loss(batch.teacher_totals_B, -plain_B)
+        elif kd.runs_teacher:
+            assert teacher is not None, f"kd.loss {kd.loss} runs the teacher: give it"
+            losses |= grid_losses(student, batch, kd, teacher)
+        if "loss_kd" in losses:
+            total = total + kd.weight * losses["loss_kd"]
+    return {"loss": total, **losses}
+
+
+def run_student(model: Transducer, batch: Batch, config: TrainingConfig) -> Student:
+    """Encoder and predictor on a batch, in the configured precision, and the joiner for its nodes."""
     device = batch.features_BFC.device
 
     def join(enc_J: Tensor, pred_J: Tensor) -> Tensor:
@@ -73,29 +101,55 @@ def transducer_losses(
         enc_BTE, frames_B = model.encode(batch.features_BFC, batch.lengths_B)
         enc_BTJ = model.project_encoder(enc_BTE)
         pred_BUJ = model.project_predictor(model.predictor(batch.labels_BU))
-        logits_BTUV = model.grid(enc_BTJ, pred_BUJ)
-    student = Student(join, frames_B, enc_BTJ, pred_BUJ, logits_BTUV)
-    utterances = len(batch.utt_ids)
-    grid = (logits_BTUV, batch.labels_BU, frames_B, batch.label_lengths_B)
-    loss_B = transducer_loss(*grid, config.fastemit, config.delay_penalty)
-    losses = {"loss_transducer": loss_B.sum() / utterances}
-    total = losses["loss_transducer"]
-    if config.ctc_weight > 0:
-        losses["loss_ctc"] = ctc_loss(model.ctc(enc_BTE.float()), frames_B, batch) / utterances
-        total = total + config.ctc_weight * losses["loss_ctc"]
-    if kd.weight > 0:
-        if kd.loss == "one_best" and batch.targets is not None:
-            losses |= path_losses(student, batch, kd, shift)
-        elif kd.loss == "full_sum" and batch.teacher_totals_B is not None:
-            # FastEmit and the delay penalty change the lattice or its gradient: then the plain one is summed too.
-            plain_B = transducer_loss(*grid) if config.fastemit or config.delay_penalty else loss_B
-            losses["loss_kd"] = full_sum_loss(batch.teacher_totals_B, -plain_B)
-        elif kd.runs_teacher:
-            assert teacher is not None, f"kd.loss {kd.loss} runs the teacher: give it"
-            losses |= grid_losses(student, batch, kd, teacher)
-        if "loss_kd" in losses:
-            total = total + kd.weight * losses["loss_kd"]
-    return {"loss": total, **losses}
+    return Student(join, frames_B, enc_BTE, enc_BTJ, pred_BUJ, list(model.joiner.output.parameters()))
+
+
+def transducer_part(student: Student, batch: Batch, config: TrainingConfig, band_BTU: Tensor | None = None) -> Tensor:
+    """The transducer loss of each utterance (B,), nats, over the whole grid or over a band of it."""
+    outputs, early = (student.enc_BTJ, student.pred_BUJ), (config.fastemit, config.delay_penalty)
+    grid = (batch.labels_BU, student.frames_B, batch.label_lengths_B)
+    if config.loss == "full":
+        logits_BTUV = student.join(student.enc_BTJ[:, :, None], student.pred_BUJ[:, None])
+        return loss_of_logits(config.backend)(logits_BTUV, *grid, *early)
+    fastemit, delay_penalty = early
+    return fused_transducer_loss(
+        *(student.join, student.parameters, *outputs, *grid),
+        fastemit=fastemit,
+        delay_penalty=delay_penalty,
+        band_BTU=band_BTU,
+    )
+
+
+def band_of(student: Student, batch: Batch, config: TrainingConfig, shift: int | ShiftTracker) -> Tensor | None:
+    """The nodes (B, T, U + 1) of a banded loss; None: all, as without any path, or while its shift is measured."""
+    measuring = isinstance(shift, ShiftTracker) and shift.measuring  # what a band allows is all that it would find
+    if config.loss != "banded" or batch.targets is None or measuring:
+        return None
+    check_frames(batch, student.frames_B)
+    path = batch.targets.shifted(shift.frames if isinstance(shift, ShiftTracker) else shift, student.frames_B)
+    size = (student.enc_BTJ.shape[1], student.pred_BUJ.shape[1])
+    cells = Cells(path.utterance_N, path.t_N, path.u_N)
+    return path_band(cells, student.frames_B, batch.label_lengths_B, *size, config.band_width, config.band_margin)
+
+
+@torch.no_grad()
+def arc_scores(student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probs of blank (B, T, U + 1) and of the next label (B, T, U) on the grid, joined in parts; 0 in padding."""
+    cells = real_cells(student.frames_B, batch.label_lengths_B)
+    next_N = next_labels(batch.labels_BU, batch.label_lengths_B, cells)
+    blank_BTU = torch.zeros(*student.enc_BTJ.shape[:2], student.pred_BUJ.shape[1], device=next_N.device)
+    label_BTU = torch.zeros_like(blank_BTU)
+    for b_C, t_C, u_C, next_C in zip(*(part.split(CHUNK) for part in (*cells, next_N)), strict=True):
+        logp_CV = widened(student.join(student.enc_BTJ[b_C, t_C], student.pred_BUJ[b_C, u_C])).log_softmax(1)
+        blank_BTU[b_C, t_C, u_C] = logp_CV[:, BLANK]
+        label_BTU[b_C, t_C, u_C] = logp_CV.gather(1, next_C[:, None])[:, 0]
+    return blank_BTU, label_BTU[:, :, :-1]
+
+
+def plain(config: TrainingConfig) -> TrainingConfig:
+    """The settings of a loss that sums over all paths, none of them favoured: what a teacher's total compares with."""
+    whole = "full" if config.loss == "full" else "fused"
+    return config.model_copy(update={"loss": whole, "fastemit": 0.0, "delay_penalty": 0.0})
 
 
 def ctc_loss(logits_BTV: Tensor, frames_B: Tensor, batch: Batch) -> Tensor:
@@ -122,7 +176,8 @@ def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | Shift
     utterances = len(batch.utt_ids)
     if isinstance(shift, ShiftTracker):
         if shift.measuring:
-            shift.observe(student.logits_BTUV, batch.labels_BU, student.frames_B, batch.label_lengths_B, batch.targets)
+            grid = (batch.labels_BU, student.frames_B, batch.label_lengths_B)
+            shift.observe(lambda: arc_scores(student, batch), *grid, batch.targets)
             return {"kd_shift": torch.tensor(float(shift.frames))}
         shift = shift.frames
     outputs = (student.join, student.enc_BTJ, student.pred_BUJ)
@@ -148,11 +203,13 @@ def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transduce
     cells = real_cells(common_B, batch.label_lengths_B)
     with torch.no_grad():
         pred_BUJ = teacher.project_predictor(teacher.predictor(batch.labels_BU))
-        # Joined cell by cell: the padded grid of the teacher is never made.
+        # Joined cell by cell: no padded grid is ever made.
         teacher_NV = teacher.joiner(
             batch.teacher_BTJ[cells.utterance_N, cells.t_N].float(), pred_BUJ[cells.utterance_N, cells.u_N]
         )
-    student_NV = student.logits_BTUV[tuple(cells)]
+    student_NV = student.join(
+        student.enc_BTJ[cells.utterance_N, cells.t_N], student.pred_BUJ[cells.utterance_N, cells.u_N]
+    )
     utterances = len(batch.utt_ids)
     if kd.loss == "full_lattice":
         loss = full_lattice_loss(teacher_NV, student_NV, kd, utterances)

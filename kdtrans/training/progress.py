@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kdtrans.data.batches import Batch
 
 
 class MetricsLog:
@@ -41,6 +44,59 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+@dataclass
+class Meter:
+    """What one process has seen since the last line of the log."""
+
+    since: int  # updates
+    sums: dict[str, float] = field(default_factory=dict)  # of each loss, over the updates
+    grad_norm: float = 0.0  # the same in all processes
+    audio_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, batch: Batch, losses: dict[str, float]) -> None:
+        """Take in a batch and its part of the update's losses."""
+        self.audio_s += batch.seconds
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+def summed(meters: list[Meter]) -> Meter:
+    """The meters of all processes as one; the clock is the first one's."""
+    first, *others = meters
+    for other in others:
+        first.audio_s += other.audio_s
+        for name, value in other.sums.items():
+            first.sums[name] = first.sums.get(name, 0.0) + value
+    return first
+
+
+class TrainingLog:
+    """What one training run tells: rows of metrics, and lines or a bar for a person."""
+
+    def __init__(self, folder: Path, updates: int, start: int) -> None:
+        self._metrics = MetricsLog(folder, start)
+        self._reporter = Reporter(folder.parent.name, updates, start)
+
+    def training(self, step: int, meter: Meter, rates: dict[str, float], seconds: float) -> None:
+        """Means over the updates since the last time, learning rates, and seconds of training so far."""
+        updates = step - meter.since
+        means = {name: value / updates for name, value in meter.sums.items()}
+        speed = meter.audio_s / (time.monotonic() - meter.started)
+        row = means | {"grad_norm": meter.grad_norm / updates} | rates
+        self._metrics.write(step, row | {"audio_per_second": speed, "seconds": seconds})
+        facts = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        self._reporter.update(step, f"{facts} {speed:.0f}x real time")
+
+    def dev_wer(self, step: int, wer: float) -> None:
+        """WER of dev, %."""
+        self._metrics.write(step, {"dev_wer": wer})
+        self._reporter.update(step, f"dev WER {wer:.2f} %")
+
+    def close(self) -> None:
+        self._reporter.close()
 
 
 class Reporter:

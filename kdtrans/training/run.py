@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,25 @@ from kdtrans.config import KdConfig, StudentConfig, TeacherConfig, TrainingConfi
 from kdtrans.contracts import FRAME_SHIFT_MS
 from kdtrans.data.batches import BatchOrder, Example, Extract, FeatureCache, TrainingBatches
 from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.losses.backends import loss_of_logits
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.checkpoint import claim, fingerprint, pick_device, save_model
 from kdtrans.training.evaluate import dev_evaluation
 from kdtrans.training.loop import OutOfTimeError, Trainer
 from kdtrans.training.losses import transducer_losses
 from kdtrans.training.optimizers import ParameterGroup
+from kdtrans.training.processes import Processes, SharedOrder, joined
 from kdtrans.training.shift import ShiftTracker
 
 RESUME_ME = 75  # EX_TEMPFAIL: the workflow's driver starts the job again
 # Settings that change no number of the trained weights (speed, logging, the teacher's gate): changing them resumes.
+# Nor does how the loss over all paths is computed, but for rounding; a band's is another loss, which BAND describes.
 NO_IDENTITY: dict[str, set[str] | bool] = {
-    "training": {"log_every", "checkpoint_every", "workers", "cache_gb"},
+    "training": {"backend", "log_every", "checkpoint_every", "workers", "cache_gb"},
     "max_wer": True,
 }
+
+BAND = ("loss", "band_width", "band_margin")
 
 
 def train_model(
@@ -64,6 +71,74 @@ def train_model(
             f"there is no utterance to train on: left out here: {dict(dropped) or 'none'} (see student.filters); "
             "what was dropped before is in data/summary.json"
         )
+    loss_of_logits(training.backend)  # or it says here how to install it
+    with joined(training.accumulate) as processes, _claimed(checkpoints, identity_of(config, inputs), processes) as old:
+        if processes.from_first(old and out.exists() and not (checkpoints / "last.pt").exists()):
+            print(f"{out} was finished by the trainer that this one waited for", flush=True)
+            return 0
+        model.to(pick_device())
+        order = _order(examples, training, unlabelled_ratio, processes)
+        if processes.is_first:
+            _introduce(model, examples, dropped)
+            if teacher is not None:
+                largest = largest_grids(examples, order, tokenizer.vocab_size)
+                print(f"the grids of teacher and student take {largest / 1e9:.2f} GB in the largest batch", flush=True)
+        measured = round(kd.shift_phase * training.updates) * training.accumulate // processes.count
+        shift = ShiftTracker(measured) if kd.shift == "auto" else kd.shift
+        trainer = Trainer(
+            model=model,
+            groups=groups,
+            batches=training_batches(examples, order, model, training, teacher),
+            compute=lambda network, batch: transducer_losses(network, batch, training, kd, teacher, shift),
+            evaluate=dev_evaluation(dev, tokenizer, model, training.max_duration_s),
+            config=training,
+            folder=checkpoints,
+            deadline=deadline,
+            tracker=shift if isinstance(shift, ShiftTracker) else None,
+            processes=processes,
+        )
+        try:
+            if not processes.is_first:
+                trainer.run()
+                return 0
+            with run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record:
+                trainer.run()
+                state, step, wer = trainer.kept()
+                save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
+                record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state)}
+                record |= {"hours": hours_of(examples), "dropped": dict(dropped), "step": step, "dev_wer": wer}
+                record |= {"training_seconds": round(trainer.seconds(), 2), "processes": processes.count}
+                if isinstance(shift, ShiftTracker):
+                    record |= {"kd_shift": shift.frames}
+        except OutOfTimeError as reason:
+            if processes.is_first:
+                print(f"{reason}; run the same command to go on", file=sys.stderr)
+            return RESUME_ME
+        # A finished run is not resumed: whoever asks for it again (snakemake --forcerun) wants it trained again.
+        for name in ("last.pt", "best.pt"):
+            (checkpoints / name).unlink()
+    print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
+    return 0
+
+
+@contextmanager
+def _claimed(folder: Path, identity: dict[str, Any], processes: Processes) -> Iterator[bool]:
+    """The first process claims the folder (`checkpoint.claim`) for all."""
+    if not processes.is_first:
+        yield False
+        return
+    with claim(folder, identity) as waited:
+        yield waited
+
+
+def _order(
+    examples: list[Example], config: TrainingConfig, unlabelled_ratio: float | None, processes: Processes
+) -> SharedOrder:
+    seconds, labelled = [e.cut.duration for e in examples], [e.labelled for e in examples]
+    return SharedOrder(seconds, labelled, config.max_duration_s, unlabelled_ratio, config.seed, processes=processes)
+
+
+def _introduce(model: Transducer, examples: list[Example], dropped: Counter[str]) -> None:
     hours = hours_of(examples)
     print(
         f"{model.num_parameters / 1e6:.2f} M parameters, {len(examples)} utterances, "
@@ -71,52 +146,6 @@ def train_model(
         f"left out: {dict(dropped) or 'none'}",
         flush=True,
     )
-    with claim(checkpoints, identity_of(config, inputs)) as waited:
-        if waited and out.exists() and not (checkpoints / "last.pt").exists():
-            print(f"{out} was finished by the trainer that this one waited for", flush=True)
-            return 0
-        model.to(pick_device())
-        order = BatchOrder(
-            [e.cut.duration for e in examples],
-            [e.labelled for e in examples],
-            training.max_duration_s,
-            unlabelled_ratio,
-            training.seed,
-        )
-        batches = training_batches(examples, order, model, training, teacher)
-        if teacher is not None:
-            largest = largest_grids(examples, order, tokenizer.vocab_size)
-            print(f"the grids of teacher and student take {largest / 1e9:.2f} GB in the largest batch", flush=True)
-        measured = round(kd.shift_phase * training.updates) * training.accumulate
-        shift = ShiftTracker(measured) if kd.shift == "auto" else kd.shift
-        trainer = Trainer(
-            model=model,
-            groups=groups,
-            batches=batches,
-            compute=lambda network, batch: transducer_losses(network, batch, training, kd, teacher, shift),
-            evaluate=dev_evaluation(dev, tokenizer, model, training.max_duration_s),
-            config=training,
-            folder=checkpoints,
-            deadline=deadline,
-            tracker=shift if isinstance(shift, ShiftTracker) else None,
-        )
-        try:
-            with run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record:
-                state, step, wer = trainer.run()
-                save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
-                record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state)}
-                record |= {"hours": hours, "dropped": dict(dropped), "step": step, "dev_wer": wer}
-                record |= {"training_seconds": round(trainer.seconds(), 2)}
-                if isinstance(shift, ShiftTracker):
-                    record |= {"kd_shift": shift.frames}
-        except OutOfTimeError as reason:
-            print(f"{reason}; run the same command to go on", file=sys.stderr)
-            return RESUME_ME
-        # A finished run is not resumed: whoever asks for it again (snakemake --forcerun) wants it trained again.
-        for name in ("last.pt", "best.pt"):
-            (checkpoints / name).unlink()
-    print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
-    return 0
 
 
 def hours_of(examples: list[Example]) -> dict[str, float]:
@@ -173,8 +202,12 @@ def largest_grids(examples: list[Example], order: BatchOrder, vocab_size: int) -
 
 def identity_of(config: TeacherConfig | StudentConfig, inputs: list[Path]) -> dict[str, Any]:
     """What the checkpoints of a run belong to: all settings and files that change a number of the trained weights."""
+    settings = config.model_dump(mode="json", exclude=NO_IDENTITY)
+    if config.training.loss != "banded":
+        for name in BAND:
+            del settings["training"][name]
     return {
-        "config": config.model_dump(mode="json", exclude=NO_IDENTITY),
+        "config": settings,
         # No mapping by name: the first shards of train and dev have the same.
         "inputs": [f"{sha256_file(path)}  {path.name}" for path in inputs],
     }

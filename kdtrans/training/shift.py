@@ -12,6 +12,7 @@ Shapes: B utterances, T frames, U labels, V vocabulary, M labels that are compar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from torch import Tensor
 from kdtrans.contracts import BLANK
 from kdtrans.lattice.recursion import viterbi
 from kdtrans.losses.distillation import NodeTargets
-from kdtrans.losses.transducer import node_log_probs
 
 EVERY = 10  # batches; a Viterbi path costs about as much as the transducer loss
 WIDEST = 250  # frames, 10 s; what lies beyond counts as that much
@@ -49,12 +49,18 @@ class ShiftTracker:
 
     @torch.no_grad()
     def observe(
-        self, logits_BTUV: Tensor, labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor, targets: NodeTargets
+        self,
+        scores: Callable[[], tuple[Tensor, Tensor]],
+        labels_BU: Tensor,
+        frames_B: Tensor,
+        lengths_B: Tensor,
+        targets: NodeTargets,
     ) -> None:
         """Take in a training batch, of which every tenth is measured.
 
         Args:
-            logits_BTUV: the student's grid, (B, T, U + 1, V).
+            scores: gives the student's log-probs of blank (B, T, U + 1) and of the next label (B, T, U); called only
+                where the batch is measured.
             labels_BU: the labels, padded.
             frames_B: the student's frames.
             lengths_B: labels of each utterance.
@@ -63,8 +69,7 @@ class ShiftTracker:
         self._batches += 1
         if (self._batches - 1) % EVERY:
             return
-        blank, label, _ = node_log_probs(logits_BTUV, labels_BU)
-        path_BN, _ = viterbi(blank, label, labels_BU, frames_B, lengths_B)
+        path_BN, _ = viterbi(*scores(), labels_BU, frames_B, lengths_B)
         utterance_M, t_M, u_M = label_nodes(targets)
         late_M = emission_frames(path_BN, labels_BU.shape[1])[utterance_M, u_M] - t_M
         found = torch.bincount(late_M.clamp(-WIDEST, WIDEST) + WIDEST, minlength=len(self._counts))

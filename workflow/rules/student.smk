@@ -20,6 +20,7 @@ rule train_student:
     conda:
         "../../envs/kdtrans.yaml"
     params:
+        trainer=trainer,
         config=f"{R}/config/systems/{{run}}.yaml",
         cfg=lambda w: SECTIONS[f"systems/{w.run}"],
         checkpoints=f"{R}/systems/{{run}}/checkpoints",
@@ -27,6 +28,6 @@ rule train_student:
         source=lambda w, input: " ".join(option(f"--{n}", input.get(n)) for n in ("index", "teacher")),
         budget=max_seconds,
     shell:
-        "exec kdtrans train-student --config {params.config} --train {params.train}"
+        "exec {params.trainer} train-student --config {params.config} --train {params.train}"
         " --dev {input.dev} --tokenizer {input.tokenizer} {params.source} --checkpoints {params.checkpoints}"
         " {params.budget} --out {output.model} > {log} 2>&1"

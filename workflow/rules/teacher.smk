@@ -1,6 +1,12 @@
 """Pre-trained encoder and labelled data -> transducer teacher, and the gate that it passes before it teaches."""
 
 
+def trainer(wildcards, resources):
+    """The program that trains, teacher and students: a process for each GPU, where there are several."""
+    several = resources.get("gpu", 0) > 1
+    return f"torchrun --standalone --nproc-per-node {resources.gpu} -m kdtrans" if several else "kdtrans"
+
+
 rule teacher:
     input:
         TEACHER,
@@ -21,13 +27,14 @@ rule train_teacher:
         "../../envs/kdtrans.yaml"
     threads: min(8, max(1, (os.cpu_count() or 1) // 2))  # and the baseline trains beside it
     params:
+        trainer=trainer,
         train=TRAIN,
         config=f"{R}/config/teacher.yaml",
         cfg={key: value for key, value in SECTIONS["teacher"].items() if key != "max_wer"},
         checkpoints=f"{R}/teacher/checkpoints",
         budget=max_seconds,
     shell:
-        "exec kdtrans train-teacher --config {params.config} --train {params.train} --dev {input.dev}"
+        "exec {params.trainer} train-teacher --config {params.config} --train {params.train} --dev {input.dev}"
         " --tokenizer {input.tokenizer} --checkpoints {params.checkpoints} {params.budget} --out {output.model}"
         " > {log} 2>&1"
 

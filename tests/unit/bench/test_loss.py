@@ -2,70 +2,109 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from kdtrans.bench.loss import (
-    JOINED,
-    SIZES,
-    _loss_of_logits,
-    banded_loss_gap,
-    gradient_error,
-    in_a_fresh_process,
-    installed_peers,
-    make_work,
-    measure,
-    peak_growth_mb,
-)
+from kdtrans.bench import loss as bench_loss
+from kdtrans.bench.loss import EVERY, K2_PYTHON, Measured, banded_loss_gap, measure, ratios, rows_of
+from kdtrans.bench.loss_work import TINY, Size, gradient_error, make_work, peak_growth_mb
+from kdtrans.losses.backends import installed_backends
 from kdtrans.stages import bench
+
+ALL = {name: Measured([2.0, 1.0, 9.0], 10.0, 1e-7 if name == "native" else None) for name in EVERY}
 
 
 def test_peers_compute_the_same_loss() -> None:
-    B, T, U, V = SIZES["tiny"]
-    batch = (torch.randn(B, T, U + 1, V), torch.randint(1, V, (B, U)), torch.full((B,), T), torch.tensor([U, U - 2]))
-    for peer in installed_peers():
-        torch.testing.assert_close(_loss_of_logits(peer)(*batch), _loss_of_logits("native")(*batch))
+    ours, *others = (make_work(name, TINY)() for name in installed_backends())
+    for other in others:
+        torch.testing.assert_close(other, ours)
 
 
 def test_joined_losses_have_the_same_gradient() -> None:
-    """A band of 5 nodes covers the tiny grid."""
-    unfused, *others = (make_work(name, "tiny")() for name in JOINED)
+    """Bands of 5 nodes cover the tiny grid; the pruned loss's second pass has that gradient too."""
+    unfused, *others = (make_work(name, TINY)() for name in ("unfused", "chunked", "banded", "native_pruned"))
     for other in others:
         torch.testing.assert_close(other, unfused)
 
 
-def test_ratios_are_of_medians_and_missing_peers_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdtrans.bench.loss.in_a_fresh_process", lambda name, size: {"unfused": 8.0}.get(name, 2.0))
-    rows, ratios = measure("tiny", [], repeats=3)
-    median = {row.name: row.median for row in rows}
-    assert ratios["chunked_memory"] == 0.25
-    assert ratios["chunked_time"] == median["chunked time"] / median["unfused time"]
-    assert ratios["grad_error"] == median["native grad_error"] < 1e-5
-    assert not any("_vs_torchaudio" in key for key in ratios)
-    assert all(len(row.values) == 3 for row in rows if row.name.endswith("time"))
+def test_unknown_losses_are_refused() -> None:
+    with pytest.raises(ValueError, match="no loss 'nothing'"):
+        make_work("nothing", TINY)
+    with pytest.raises(ValueError, match="no loss backend 'nothing'"):
+        make_work("nothing_pruned", TINY)
 
 
-def test_missing_peers_are_found_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def import_module(name: str) -> None:
-        if name != "k2":
-            raise ImportError(name)
+@pytest.fixture
+def python_without_k2(tmp_path: Path) -> str:
+    """An interpreter whose every program ends like a loss that is not installed."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'raise ValueError(\"k2: not here\")'\n")
+    python.chmod(0o755)
+    return str(python)
 
-    monkeypatch.setattr(importlib, "import_module", import_module)
-    assert installed_peers() == ["k2"]
+
+def test_losses_are_measured_in_processes_and_missing_ones_say_why(
+    monkeypatch: pytest.MonkeyPatch, python_without_k2: str
+) -> None:
+    monkeypatch.setenv(K2_PYTHON, python_without_k2)
+    size = Size(1, 200, 40, 500)
+    measured = measure(["native", "k2"], size, threads=1, repeats=3)
+    assert measured["k2"] == Measured([], missing="k2: not here")
+    native = measured["native"]
+    assert len(native.seconds) == 3
+    assert native.grad_error is not None
+    assert native.grad_error < 1e-5
+    logits_mb = 4 * size.B * size.T * (size.U + 1) * size.V / 1e6
+    assert 0.9 * logits_mb < native.memory < 1.7 * logits_mb, "one gradient, and the lattice of a small vocabulary"
+
+    first, *rows = rows_of(measured, {"size": "this"})
+    assert first.parameters == {"size": "this", "missing": "k2", "why": "k2: not here"}
+    assert all(row.parameters == {"size": "this", "missing": "k2"} for row in rows)
+
+
+def test_ours_have_to_work(monkeypatch: pytest.MonkeyPatch, python_without_k2: str) -> None:
+    monkeypatch.setattr(sys, "executable", python_without_k2)
+    with pytest.raises(OSError, match=r"native_pruned at .* failed: k2: not here"):
+        measure(["native_pruned"], TINY, threads=1)
+
+
+def test_ratios_are_of_medians_and_missing_peers_are_left_out() -> None:
+    measured = ALL | {"unfused": Measured([8.0], 40.0), "k2_pruned": Measured([4.0]), "k2": Measured([], missing="no")}
+    found = ratios(measured)
+    assert found["chunked_memory"] == 0.25
+    assert found["chunked_time"] == 0.25
+    assert found["banded_vs_pruned_time"] == 1.0, "the faster one of two peers"
+    assert found["grad_error"] == 1e-7
+    assert "native_vs_torchaudio_time" in found
+    assert not any("_k2_" in key for key in found)
+    gone = {name: Measured([], missing="no") for name in ("k2_pruned", "fast_rnnt_pruned")}
+    assert "banded_vs_pruned_time" not in ratios(measured | gone)
+
+
+def test_the_worst_of_sizes_and_threads_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure_none(names: list[str], size: Size, threads: int, repeats: int = 5) -> dict[str, Measured]:
+        return {name: it for name, it in ALL.items() if name in names} | {
+            "chunked": Measured([1.0 * threads * (size == bench_loss.SIZES["large"]) + 1.0], 1.0)
+        }
+
+    monkeypatch.setattr(bench_loss, "measure", measure_none)
+    quick, full = bench_loss.bench_loss(True), bench_loss.bench_loss(False)
+    assert quick.ratios["chunked_time"] == 0.5
+    assert full.ratios["chunked_time"] == 1.5
+    assert not any("against" in row.parameters for row in quick.rows)
+    assert {row.parameters["against"] for row in full.rows if "against" in row.parameters} == {"B", "T", "U", "V"}
 
 
 def test_memory_is_that_of_the_work() -> None:
     assert 30 < peak_growth_mb(lambda: torch.ones(10_000_000)) < 60
     assert peak_growth_mb(lambda: None) < 5
-    assert in_a_fresh_process("native", "tiny") < 20
-    with pytest.raises(OSError, match="nothing at size tiny failed: KeyError"):
-        in_a_fresh_process("nothing", "tiny")
 
 
 def test_truth_on_small_material() -> None:
-    assert gradient_error("native", "tiny") < 1e-5
+    assert gradient_error("native", TINY) < 1e-5
     assert 0 <= banded_loss_gap().median < 0.01
 
 

@@ -16,10 +16,17 @@ from kdtrans.data.batches import Batch
 from kdtrans.lattice.path import nodes
 from kdtrans.losses.distillation import NodeTargets
 from kdtrans.losses.grid import collapsed_loss, full_lattice_loss, next_labels, real_cells
-from kdtrans.losses.transducer import transducer_loss
+from kdtrans.losses.transducer import node_log_probs, transducer_loss
 from kdtrans.models.build import build_student
 from kdtrans.models.transducer import Transducer
-from kdtrans.training.losses import transducer_losses
+from kdtrans.training.losses import (
+    Student,
+    arc_scores,
+    band_of,
+    run_student,
+    transducer_losses,
+    transducer_part,
+)
 from kdtrans.training.shift import ShiftTracker
 from tests.tiny import STUDENT
 
@@ -252,3 +259,96 @@ def test_a_tracker_watches_the_student_before_it_is_distilled_with_what_was_meas
     fixed = transducer_losses(student, batch, CONFIG, kd, shift=tracker.frames)
     assert torch.equal(measured["loss"], fixed["loss"])
     assert "kd_shift" not in measured
+
+
+@pytest.mark.parametrize("name", [*KDS, "off"])
+@pytest.mark.parametrize("loss", ["fused", "banded"])
+def test_how_the_loss_is_joined_changes_nothing(loss: str, name: str) -> None:
+    """Fused, and in a band that covers everything, as with all logits at once."""
+    student, teacher = make_model(1), make_model(2)
+    kd = KdConfig(weight=0.7, **KDS[name]) if name in KDS else KdConfig()
+    batch = make_batch([0, 1, 2], student, teacher)
+    early = CONFIG.model_copy(update={"fastemit": 0.2, "delay_penalty": 0.1})
+
+    def losses_and_gradients(**changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        student.zero_grad()
+        losses = transducer_losses(student, batch, early.model_copy(update=changes), kd, teacher, shift=1)
+        losses["loss"].backward()
+        gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+        return {key: value.detach() for key, value in losses.items()}, gradients
+
+    expected, gradients = losses_and_gradients(loss="full")
+    found, same = losses_and_gradients(loss=loss, band_width=100)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(same, gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_band_follows_the_shifted_path_where_there_is_one() -> None:
+    student = make_model(1)
+    batch = make_batch([0, 1, 2], student, student)
+    assert batch.targets is not None
+    assert batch.teacher_frames_B is not None
+    narrow = CONFIG.model_copy(update={"loss": "banded", "band_width": 1, "band_margin": 0})
+    state = run_student(student, batch, narrow)
+    whole_B = transducer_part(state, batch, CONFIG)
+    path_B = torch.stack(
+        [
+            -student_path_score(student, state, batch, b, shift=2)  # a band of one path is that path
+            for b in range(3)
+        ]
+    )
+    band = band_of(state, batch, narrow, 2)
+    torch.testing.assert_close(transducer_part(state, batch, narrow, band), path_B, rtol=1e-4, atol=1e-4)
+    batch.targets = batch.targets.select(batch.targets.utterance_N != 1)
+    batch.teacher_frames_B[1] = -1
+    banded_B = transducer_part(state, batch, narrow, band_of(state, batch, narrow, 2))
+    torch.testing.assert_close(banded_B[1], whole_B[1])  # no path: the whole grid
+    assert bool((banded_B > whole_B - 1e-4).all())
+    tracker = ShiftTracker(1)
+    assert band_of(state, batch, narrow, tracker) is None, "a band would hide where the student emits"
+    batch.targets = None
+    assert band_of(state, batch, narrow, 0) is None
+
+
+def student_path_score(student: Transducer, state: Student, batch: Batch, b: int, shift: int) -> Tensor:
+    """The log-prob of the batch's path that emits all labels of an utterance on frame 1 + shift."""
+    logp = student.grid(state.enc_BTJ, state.pred_BUJ)[b].log_softmax(-1)
+    frames, labels = int(state.frames_B[b]), batch.labels_BU[b, : int(batch.label_lengths_B[b])].tolist()
+    on, last = 1 + shift, len(labels)
+    blanks = logp[:on, 0, 0].sum() + logp[on:frames, last, 0].sum()
+    return blanks + sum((logp[on, u, k] for u, k in enumerate(labels)), torch.tensor(0.0))
+
+
+def test_the_scores_of_the_arcs_are_those_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdtrans.training.losses.CHUNK", 7)
+    student = make_model(1)
+    batch = make_batch([0, 1, 2], student, student)
+    state = run_student(student, batch, CONFIG)
+    blank, label = arc_scores(state, batch)
+    expected_blank, expected_label, _ = node_log_probs(student.grid(state.enc_BTJ, state.pred_BUJ), batch.labels_BU)
+    for b, (T, U) in enumerate(zip(state.frames_B.tolist(), batch.label_lengths_B.tolist(), strict=True)):
+        torch.testing.assert_close(blank[b, :T, : U + 1], expected_blank[b, :T, : U + 1])
+        torch.testing.assert_close(label[b, :T, :U], expected_label[b, :T, :U])
+    assert not blank.requires_grad
+
+
+def test_another_librarys_loss_is_the_same() -> None:
+    pytest.importorskip("torchaudio.functional")
+    student, off = make_model(1), KdConfig()
+    batch = make_batch([0, 1, 2], student, student)
+    full = CONFIG.model_copy(update={"loss": "full"})
+    theirs = transducer_losses(student, batch, full.model_copy(update={"backend": "torchaudio"}), off)
+    torch.testing.assert_close(theirs, transducer_losses(student, batch, full, off), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"backend": "k2"}, "backend: k2 is given all logits: it needs loss: full, not fused"),
+        ({"backend": "k2", "loss": "full", "fastemit": 0.1}, "fastemit is 0.1, which backend: k2 has not"),
+        ({"backend": "torchaudio", "loss": "full", "delay_penalty": 0.1}, "delay_penalty is 0.1, which backend"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainingConfig.model_validate(settings)

@@ -84,8 +84,12 @@ def test_only_what_changes_the_weights_is_the_identity_of_a_run() -> None:
     def identity(changes: dict[str, Any]) -> dict[str, Any]:
         return identity_of(TeacherConfig.model_validate(merge(TeacherConfig().model_dump(), changes)), [])
 
-    for changes in ({"max_wer": 5.0}, {"training": {"workers": 3, "cache_gb": 9.0, "log_every": 7}}):
+    speed = {"workers": 3, "cache_gb": 9.0, "log_every": 7, "loss": "full", "band_width": 9}
+    for changes in ({"max_wer": 5.0}, {"training": speed}):
         assert identity(changes) == identity({})
+    banded = {"loss": "banded"}
+    assert identity({"training": banded}) != identity({})
+    assert identity({"training": banded | {"band_width": 9}}) != identity({"training": banded})
     for changes in ({"joiner_dim": 12}, {"training": {"lr": 1.0}}):
         assert identity(changes) != identity({})
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median_low
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from kdtrans.lattice.path import nodes, path_from_frames
 from kdtrans.losses.distillation import NodeTargets
+from kdtrans.losses.transducer import node_log_probs
 from kdtrans.training import shift
 from kdtrans.training.shift import ShiftTracker, emission_frames, label_nodes
 from tests.unit.lattice.test_recursion import VOCAB, grids
@@ -38,8 +41,13 @@ def emissions(path: list[int]) -> list[int]:
     return frames
 
 
-def speaking(frames: list[list[int]], labels: list[list[int]], num_frames: int) -> tuple[Tensor, ...]:
-    """Logits of a student that is sure to emit given labels on given frames, with labels and lengths."""
+def scores_of(logits: Tensor, labels: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The log-probs that a grid of logits gives to blank and to the labels."""
+    return lambda: node_log_probs(logits, labels.reshape(len(labels), -1))[:2]
+
+
+def speaking(frames: list[list[int]], labels: list[list[int]], num_frames: int) -> tuple[Any, ...]:
+    """Scores of a student that is sure to emit given labels on given frames, with labels and lengths."""
     widest = max(map(len, labels))
     logits = torch.zeros(len(labels), num_frames, widest + 1, VOCAB)
     logits[..., 0] = 20.0
@@ -47,7 +55,8 @@ def speaking(frames: list[list[int]], labels: list[list[int]], num_frames: int) 
         for u, (t, k) in enumerate(zip(when, what, strict=True)):
             logits[b, t, u, k] = 40.0
     padded = torch.tensor([[*what, *[1] * (widest - len(what))] for what in labels])
-    return logits, padded, torch.full((len(labels),), num_frames), torch.tensor([len(what) for what in labels])
+    lengths = torch.tensor([len(what) for what in labels])
+    return scores_of(logits, padded.long()), padded, torch.full((len(labels),), num_frames), lengths
 
 
 paths_strategy = st.lists(
@@ -90,7 +99,7 @@ def test_the_shift_is_the_median_over_the_labels_of_enumerated_best_paths() -> N
         best = max(every_path(num_frames, spelled[b]), key=lambda path: float(path_score(log_probs, path)))
         late += emissions(best)
     tracker = ShiftTracker(MANY)
-    tracker.observe(logits, labels, T, U, targets_of(teacher))
+    tracker.observe(scores_of(logits, labels), labels, T, U, targets_of(teacher))
     assert tracker.frames == median_low(late)
 
 
@@ -109,7 +118,7 @@ def test_a_student_that_lags_is_followed_and_one_that_leads_is_not(lag: int, exp
             torch.tensor([len(what)]),
         )
         paths.append(padded[0].tolist())
-    tracker.observe(*speaking([[t + lag for t in frames] for frames in when], labels, 14), targets_of(paths))  # type: ignore[call-arg]
+    tracker.observe(*speaking([[t + lag for t in frames] for frames in when], labels, 14), targets_of(paths))
     assert tracker.frames == expected
 
 
@@ -119,7 +128,7 @@ def observe(tracker: ShiftTracker, late: int, times: int) -> list[int]:
     targets = targets_of([[0, 0, 1, 0, 2, *[0] * 9]])
     shifts = []
     for _ in range(times):
-        tracker.observe(*grid, targets)  # type: ignore[call-arg]
+        tracker.observe(*grid, targets)
         shifts.append(tracker.frames)
     return shifts
 
