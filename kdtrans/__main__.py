@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": ("kdtrans.stages.verify", "check target shards against their manifests"),
     "train-student": ("kdtrans.stages.train_student", "train one student system"),
     "decode": ("kdtrans.stages.decode", "decode one test set with one system"),
+    "rescore": ("kdtrans.stages.rescore", "rank n-best hypotheses by another language model"),
     "tune-lm": ("kdtrans.stages.tune_lm", "choose the language-model weight on dev"),
     "score": ("kdtrans.stages.score", "score hypotheses"),
     "align": ("kdtrans.stages.align", "find the frames on which a model emits a test set's references"),

@@ -473,6 +473,12 @@ class SearchConfig(Section):
     """Hypotheses kept an utterance."""
     lm: Literal["ngram", "lstm"] | None = None
     """Shallow fusion with this language model; its weight is tuned on dev."""
+    ilm_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the transducer's internal language model, which is subtracted; needs lm."""
+    rescore: Name | None = None
+    """Nothing is searched: the hypotheses of this search are ranked anew, with lm in place of its language model."""
+    threshold: Annotated[float, Field(gt=0)] | None = 6.0
+    """A beam tries no label that leaves a hypothesis this many nats below the best one; null: it tries all."""
     max_symbols: Positive = 5
     """Most labels on one frame."""
     chunk_ms: FramesMs | None = None
@@ -482,6 +488,10 @@ class SearchConfig(Section):
     def _lm_needs_beam(self) -> SearchConfig:
         if self.lm and self.type == "greedy":
             raise ValueError(f"lm: {self.lm} needs type: beam")
+        if self.ilm_weight and (not self.lm or self.rescore):
+            raise ValueError(f"ilm_weight: {self.ilm_weight:g} needs a search with lm: it makes room for that one")
+        if self.rescore and not self.lm:
+            raise ValueError(f"rescore: {self.rescore} needs lm: the language model to rescore with")
         return self
 
 
@@ -520,6 +530,8 @@ class TargetsConfig(Section):
         hypotheses = self.search.beam if self.search.type == "beam" else 1
         if self.nbest > hypotheses:
             raise ValueError(f"nbest {self.nbest} needs a search that keeps as many hypotheses, this one: {hypotheses}")
+        if self.search.rescore:
+            raise ValueError("search.rescore is for decoding: the paths of targets are those of a search, leave it out")
         if self.search.chunk_ms is not None:
             raise ValueError("search.chunk_ms is for streaming students, the teacher is none: leave it out")
         return self
@@ -539,6 +551,18 @@ class DecodeConfig(Section):
     _searches = field_validator("searches", mode="before", json_schema_input_type=dict[Name, SearchConfig | None])(
         _without_nulls
     )
+
+    @model_validator(mode="after")
+    def _rescored_are_there(self) -> DecodeConfig:
+        for name, search in self.searches.items():
+            if search.rescore is None:
+                continue
+            first = self.searches.get(search.rescore)
+            if first is None or first.type == "greedy" or first.rescore:
+                raise ValueError(f"searches.{name}.rescore: '{search.rescore}' is no search of type beam")
+            if first.chunk_ms != search.chunk_ms:
+                raise ValueError(f"searches.{name}: rescore: {search.rescore} has another chunk_ms, give the same")
+        return self
 
 
 class ReportConfig(Section):

@@ -94,7 +94,7 @@ HYPOTHESES = pa.schema(
         ("tokens", pa.list_(pa.uint16())),
         ("token_frames", pa.list_(pa.uint16())),  # frame of 40 ms on which each token was emitted
         ("token_logp", pa.list_(pa.float32())),  # acoustic log-probability of each token, nats
-        ("score", pa.float32()),  # am_score + lm_weight * lm_score
+        ("score", pa.float32()),  # am_score + lm_weight * lm_score - ilm_weight * that of the internal one
         ("am_score", pa.float32()),
         ("lm_score", pa.float32()),
         ("num_frames", pa.uint16()),

@@ -1,8 +1,8 @@
 """Decoding: our searches beside each other and beside torchaudio's, and what streaming costs: `kdtrans bench decode`.
 
-CPU time of one thread, taking turns, so that other programs on the machine count little. The searches are given the same
-encoder output. torchaudio takes one utterance at a time and has no language model; it is given some of the utterances,
-and its time is scaled by their audio.
+CPU time of one thread, taking turns, so that other programs on the machine count little. All searches are given the
+same encoder output. torchaudio's takes one utterance at a time and has no language model; it is given some of the
+utterances, and its time is scaled by their audio.
 
 Shapes: B utterances, F feature frames, C channels, T encoder frames, J joiner width, V vocabulary.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kdtrans.bench.measure import cpu_seconds
-from kdtrans.bench.peaky import FRAME_S, Material, from_results, synthetic
+from kdtrans.bench.peaky import Material, from_results, synthetic
 from kdtrans.bench.table import Bench, Measurement
 from kdtrans.config import ConformerConfig, PredictorConfig, StreamingConfig, StudentConfig
 from kdtrans.contracts import SAMPLE_RATE
@@ -62,7 +63,9 @@ def bench_decode(quick: bool, results: Path | None) -> Bench:
 
 
 # ------------------------------------------------------------------------------------------------------------ searches
-def measure_searches(material: Material, peer_utterances: int) -> tuple[list[Measurement], dict[str, float]]:
+def measure_searches(
+    material: Material, peer_utterances: int, repeats: int = REPEATS
+) -> tuple[list[Measurement], dict[str, float]]:
     """Time and error rate of every search on the same encoder output."""
     model, enc_BTE, lengths_B = material.model, material.enc_BTE, material.lengths_B
     best: dict[str, list[list[int]]] = {}
@@ -89,10 +92,10 @@ def measure_searches(material: Material, peer_utterances: int) -> tuple[list[Mea
         run(name)  # memory is allocated before the clock runs
     seconds: dict[str, list[float]] = {name: [] for name in works}
     encoder = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         encoder.append(cpu_seconds(material.encode))
         for name in works:
-            seconds[name].append(cpu_seconds(lambda name=name: run(name)) / (share if "torchaudio" in name else 1.0))
+            seconds[name].append(cpu_seconds(partial(run, name)) / (share if "torchaudio" in name else 1.0))
     conditions: Conditions = {
         "network": material.name,
         "utterances": len(lengths_B),
@@ -184,9 +187,7 @@ def measure_encoder(size: str, repeats: int) -> Measurement:
     features_BFC = torch.randn(batch, 100 * seconds, MEL_CHANNELS)
     lengths_B = torch.full((batch,), 100 * seconds)
     model.encode(features_BFC, lengths_B)
-    values = [
-        batch * seconds / cpu_seconds(lambda: model.encode(features_BFC, lengths_B)) for _ in range(repeats)
-    ]
+    values = [batch * seconds / cpu_seconds(lambda: model.encode(features_BFC, lengths_B)) for _ in range(repeats)]
     conditions: Conditions = {
         "parameters M": round(model.num_parameters / 1e6, 1),
         "utterances": batch,
@@ -204,19 +205,19 @@ def measure_streaming(material: Material) -> list[Measurement]:
         model, name = student("2 M", StreamingConfig(chunk_ms=640, left_context_ms=2560)), "2 M, random weights"
     encoder = model.encoder
     assert isinstance(encoder, ConformerEncoder)
-    waveforms = material.waveforms or [0.1 * torch.randn(SAMPLE_RATE * 20)]
+    waveforms = material.waveforms or [0.1 * torch.randn(SAMPLE_RATE * 10)]
     StreamingGreedy(model, MAX_SYMBOLS).feed(torch.zeros(2 * SAMPLE_RATE))
     chunk_ms = []
     for waveform_S in waveforms:
         stream = StreamingGreedy(model, MAX_SYMBOLS)
         for piece_S in waveform_S.split(SAMPLE_RATE // 100):
             before = stream.num_frames
-            seconds = cpu_seconds(lambda stream=stream, piece_S=piece_S: stream.feed(piece_S))
+            seconds = cpu_seconds(partial(stream.feed, piece_S))
             if stream.num_frames > before:
                 chunk_ms.append(1000 * seconds)
     conditions: Conditions = {
         "model": name,
-        "chunk ms": round((encoder.chunk_ms or 0)),
+        "chunk ms": encoder.chunk_ms or 0,
         "algorithmic latency ms": round(algorithmic_latency_ms(encoder) or 0),
         "chunks": len(chunk_ms),
         "threads": 1,

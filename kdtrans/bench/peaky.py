@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from lhotse import MonoCut
 from torch import Tensor
 
 from kdtrans.config import ConformerConfig, PredictorConfig, StudentConfig
@@ -22,6 +23,7 @@ from kdtrans.models.build import build_student
 from kdtrans.models.conformer import MEL_CHANNELS, ConformerEncoder
 from kdtrans.models.ngram import Ngram
 from kdtrans.models.ngram_estimate import estimate, write_arpa
+from kdtrans.models.predictor import StatelessPredictor
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.batches import gathered
 from kdtrans.training.checkpoint import load_model
@@ -59,32 +61,34 @@ def synthetic(folder: Path, utterances: int) -> Material:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     encoder = ConformerConfig(dim=J, layers=3, heads=4, ffn_dim=384, conv_kernel=15, subsampling_channels=16)
-    config = StudentConfig(
-        encoder=encoder, predictor=PredictorConfig(type="stateless", dim=V, context=2), joiner_dim=J
-    )
+    config = StudentConfig(encoder=encoder, predictor=PredictorConfig(type="stateless", dim=V, context=2), joiner_dim=J)
     model = build_student(config, V).eval()
     signs_VJ = torch.randn(V, J, generator=generator).sign()
+    assert isinstance(model.predictor, StatelessPredictor)
     with torch.no_grad():
         model.predictor.embedding.weight.copy_(torch.eye(V))
         model.predictor.conv.weight.copy_(torch.tensor([0.0, 1.0]).expand(V, 1, 2))  # the last label alone
-        model.predictor.conv.bias.zero_()  # type: ignore[union-attr]
-        taken_JV = -2.0 * signs_VJ.T
+        assert model.predictor.conv.bias is not None
+        model.predictor.conv.bias.zero_()
+        taken_JV = -signs_VJ.T.clone()
         taken_JV[:, BLANK] = 0.0
         model.joiner.predictor_projection.weight.copy_(taken_JV)
         model.joiner.encoder_projection.weight.copy_(torch.eye(J))
         model.joiner.encoder_projection.bias.zero_()
-        model.joiner.output.weight.copy_(signs_VJ * 18.0 / J)
+        model.joiner.output.weight.copy_(signs_VJ * 40.0 / J)
         model.joiner.output.bias.zero_()
-        model.joiner.output.bias[BLANK] = 8.0
+        model.joiner.output.bias[BLANK] = 11.0
     lengths_B = torch.randint(50, 200, (utterances,), generator=generator).sort(descending=True).values
-    said, enc_BTE = [], 0.9 * torch.randn(utterances, int(lengths_B[0]), J, generator=generator)
+    said: list[list[int]] = []
+    enc_BTE = 0.6 * torch.randn(utterances, int(lengths_B[0]), J, generator=generator)
     for b, frames in enumerate(lengths_B.tolist()):
         said.append([])
         for t in range(2, frames - 2):
             if torch.rand((), generator=generator) < 1 / LABEL_FRAMES:
                 # Some labels often follow others, so that an n-gram has something to say.
-                token = 2 + (7 * said[b][-1] + int(torch.randint(20, (), generator=generator))) % (V - 2) if said[b] else 2
-                if said[b][-1:] != [token]:
+                last = said[b][-1] if said[b] else 0
+                token = 2 + (7 * last + int(torch.randint(20, (), generator=generator))) % (V - 2)
+                if token != last:
                     said[b].append(token)
                     enc_BTE[b, t] += signs_VJ[token]
     pieces = ["<blank>", "<unk>", *(f"w{i}" for i in range(2, V))]
@@ -105,9 +109,7 @@ def synthetic(folder: Path, utterances: int) -> Material:
 
     seconds = float(lengths_B.sum()) * FRAME_S
     references = [text(tokens) for tokens in said]
-    return Material(
-        "set by hand", model, lm, enc_BTE, lengths_B, references, text, seconds, encode, "random, on noise"
-    )
+    return Material("set by hand", model, lm, enc_BTE, lengths_B, references, text, seconds, encode, "random, on noise")
 
 
 def from_results(results: Path, testset: str = "test") -> Material:
@@ -122,17 +124,17 @@ def from_results(results: Path, testset: str = "test") -> Material:
     streams = {name: _streams(model) for name, model in models.items()}
     name = next((name for name in models if not streams[name]), None)
     if name is None:
-        raise ValueError(f"{results}/systems: no student that does not stream is trained; there are: {', '.join(paths)}")
+        raise ValueError(f"{results}/systems: no trained student that does not stream; there are: {', '.join(paths)}")
     streaming = next((name for name in models if streams[name]), None)
     model, arpa = models[name], results / "lm" / "lm.arpa"
     cuts = [cut for cut in read_cuts([results / "data" / testset / "cuts.00000.jsonl.gz"]) if text_of(cut)]
-    batches = [(some, *rest) for some, *rest in inference_batches(cuts, model.encoder.extract, 120.0)]
+    batches = list(inference_batches(cuts, model.encoder.extract, 120.0))
 
     @torch.inference_mode()
-    def encode() -> list[tuple[list[object], Tensor, Tensor]]:
+    def encode_batches() -> list[tuple[list[MonoCut], Tensor, Tensor]]:
         return [(some, *model.encode(features_BFC, lengths_B)) for some, features_BFC, lengths_B in batches]
 
-    ((found, enc_BTE, lengths_B),) = gathered(encode(), max_frames=2**62)
+    ((found, enc_BTE, lengths_B),) = gathered(encode_batches(), max_frames=2**62)
     return Material(
         name=f"{name} of {results}",
         model=model,
@@ -142,7 +144,7 @@ def from_results(results: Path, testset: str = "test") -> Material:
         references=[text_of(cut) or "" for cut in found],
         text=tokenizer.decode,
         seconds=sum(cut.duration for cut in cuts),
-        encode=encode,
+        encode=encode_batches,
         encoder_name="its own; features are given",
         streaming=models[streaming] if streaming else None,
         streaming_name=streaming or "",

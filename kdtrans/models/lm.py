@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kdtrans.models.lstm_lm import LstmLm, read_lstm_lm
 from kdtrans.models.ngram import Ngram
@@ -45,3 +47,18 @@ def load_lm(kind: Literal["ngram", "lstm"], path: Path, tokenizer: Tokens) -> Ng
         ContractError: naming the file, when it is no such model or belongs to another tokenizer.
     """
     return Ngram(path, tokenizer).eval() if kind == "ngram" else read_lstm_lm(path, tokenizer.sha256)
+
+
+@torch.inference_mode()
+def score_labels(lm: LanguageModel, tokens: list[list[int]]) -> list[float]:
+    """Natural log-probability of each label sequence, sentence end excluded, as shallow fusion adds it up."""
+    if not tokens:
+        return []
+    state = lm.start(len(tokens))
+    padded_NU = pad_sequence([torch.tensor(labels, dtype=torch.long) for labels in tokens], batch_first=True)
+    total_N = torch.zeros(len(tokens), dtype=torch.float64, device=state.device)
+    # Behind its end a sequence has blanks, which score 0 and lead anywhere.
+    for token_N in padded_NU.to(state.device).unbind(1):
+        total_N += lm.score(state).gather(1, token_N[:, None])[:, 0]
+        state = lm.advance(state, token_N)
+    return total_N.tolist()

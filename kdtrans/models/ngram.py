@@ -19,6 +19,8 @@ from kdtrans.contracts import BLANK, UNKNOWN, ContractError
 from kdtrans.models.ngram_estimate import BEGIN, END, NEVER, UNK, NgramModel, read_arpa
 
 LN10 = math.log(10.0)
+TABLE = 2**19
+"""Most pairs of state and token id of a model that is laid out whole, so that a step is one look-up: 6 MB."""
 
 
 class Vocabulary(Protocol):
@@ -38,6 +40,8 @@ class Ngram(nn.Module):
     next: Tensor  # (A,) state that the arc leads to
     unigram: Tensor  # (W,) log-probability
     unigram_next: Tensor  # (W,) state after the token alone
+    score_table: Tensor | None  # (S, V): what score() says of each state; None: the model is too large
+    next_table: Tensor | None  # (S, V): what advance() says
 
     def __init__(self, path: Path | str, tokenizer: Vocabulary) -> None:
         """Read an ARPA file over the tokenizer's pieces; ids that it lacks get the probability of its <unk>.
@@ -68,7 +72,11 @@ class Ngram(nn.Module):
             unigram_next[tokens] = 1 + np.arange(len(tokens))
         self._buffer("unigram", unigram * LN10)
         self._buffer("unigram_next", unigram_next)
+        self.register_buffer("score_table", None, persistent=False)
+        self.register_buffer("next_table", None, persistent=False)
         self._build_arcs(model, tokens)
+        if len(self.fail) * self.vocab_size <= TABLE:
+            self._build_tables()
 
     def start(self, batch: int) -> Tensor:
         """States (batch,) at the start of a sentence."""
@@ -76,12 +84,16 @@ class Ngram(nn.Module):
 
     def score(self, state_B: Tensor) -> Tensor:
         """Natural log-probability of every token id in each state, (B, V); 0 for blank, which is no word."""
+        if self.score_table is not None:
+            return self.score_table.index_select(0, state_B)
         score_BV = self._score_all(state_B)[:, : self.vocab_size]
         score_BV[:, BLANK] = 0.0
         return score_BV
 
     def advance(self, state_B: Tensor, token_B: Tensor) -> Tensor:
         """States (B,) after one more token each: the longest context that the model knows."""
+        if self.next_table is not None:
+            return self.next_table[state_B, token_B]
         next_B = self.unigram_next[token_B]
         pending_B = torch.ones_like(token_B, dtype=torch.bool)
         for _ in range(self.order - 1):
@@ -134,6 +146,13 @@ class Ngram(nn.Module):
             first_state, next_state = next_state, next_state + len(grams.word)
         self._buffer("backoff", np.concatenate(backoff) * LN10)
         self._buffer("first", torch.searchsorted(self.key, torch.arange(len(self.fail) + 1) * self._width))
+
+    def _build_tables(self) -> None:
+        state_S, token_V = torch.arange(len(self.fail)), torch.arange(self.vocab_size)
+        next_N = self.advance(state_S.repeat_interleave(len(token_V)), token_V.repeat(len(state_S)))
+        score_SV = self.score(state_S)
+        self._buffer("next_table", next_N.view(len(state_S), -1))
+        self._buffer("score_table", score_SV)
 
     def _sort_arcs(self, arcs: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         key_A, next_A, logp_A = (torch.cat(column) for column in zip(*arcs, strict=True))

@@ -1,91 +1,70 @@
-"""Beam search, frame by frame, with shallow fusion; all hypotheses of all utterances advance together.
+"""Beam search with shallow fusion; all hypotheses of all utterances advance together, each utterance at its own frame.
 
-Shapes: B utterances, K hypotheses an utterance, M candidates (2 K), T encoder frames, E encoder width, J joiner width,
-V vocabulary.
+Shapes: B utterances, K hypotheses an utterance, M candidates (2 K), N prefixes, T encoder frames, W frames looked at
+together, E encoder width, J joiner width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from kdtrans.contracts import BLANK
-from kdtrans.models.lm import LanguageModel
+from kdtrans.models.lm import LanguageModel, score_labels
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.hypothesis import Hypothesis
+from kdtrans.search.prefixes import Fusion, Prefixes
+from kdtrans.search.trace import NO_NODE, Trace
 
 HASH_BASE = 6364136223846793005  # odd; the multiplier of Knuth's generator
-NO_NODE = -1
+WINDOW = 4
+"""Frames joined in one step: those on which no label comes into question are passed together, as in greedy search."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Beam:
-    """K hypotheses an utterance; every tensor starts with (B, K). An empty place has am = -inf."""
+    """K hypotheses an utterance; every tensor is (B, K). An empty place has am = -inf."""
 
-    am: Tensor  # (B, K) float64: log-probability, summed over merged paths
-    lm: Tensor  # (B, K) float64: language model's log-probability of the labels
-    prefix: Tensor  # (B, K) int64: hash of the labels so far
-    node: Tensor  # (B, K) int64: last label, in the trace
-    pred: Tensor  # (B, K, J): projected predictor output
-    state: Tensor  # (B, K, ...): predictor state
-    lm_state: Tensor  # (B, K, ...): language model's state
-    lm_next: Tensor  # (B, K, V) log-probabilities of the next label; (B, K, 1) zeros without a language model
+    am: Tensor  # float64: log-probability, summed over merged paths
+    bonus: Tensor  # float64: what language models add to am, each with its weight
+    prefix: Tensor  # int64: hash of the labels so far
+    node: Tensor  # int64: last label, in the trace
+    row: Tensor  # int64: place among the present Prefixes
+
+    @property
+    def score(self) -> Tensor:
+        """(B, K): what hypotheses are ranked by."""
+        return self.am + self.bonus
 
     def select(self, index_BK: Tensor) -> Beam:
         """The hypotheses at places index_BK of each utterance."""
-        rows = torch.arange(len(index_BK), device=index_BK.device)[:, None]
-        return Beam(*(getattr(self, field.name)[rows, index_BK] for field in fields(self)))
+        return Beam(*(part.gather(1, index_BK) for part in self._parts()))
 
     def beside(self, other: Beam) -> Beam:
         """Both beams' hypotheses, (B, K + K')."""
-        names = [field.name for field in fields(self)]
-        return Beam(*(torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in names))
+        return Beam(*(torch.cat(pair, 1) for pair in zip(self._parts(), other._parts(), strict=True)))
 
-    def score(self, lm_weight: float) -> Tensor:
-        """(B, K) scores that hypotheses are ranked by."""
-        return self.am + lm_weight * self.lm
+    def where(self, mine_B1: Tensor, other: Beam) -> Beam:
+        """These hypotheses or the others', utterance by utterance."""
+        return Beam(*(torch.where(mine_B1, *pair) for pair in zip(self._parts(), other._parts(), strict=True)))
+
+    def _parts(self) -> list[Tensor]:
+        return [self.am, self.bonus, self.prefix, self.node, self.row]
 
 
-class Trace:
-    """Labels emitted so far as a tree: each step adds K nodes an utterance, a node knows the label before it."""
+@dataclass(frozen=True)
+class _State:
+    """Where each utterance is: a frame, the labels on it so far, and the hypotheses before and behind its blank."""
 
-    def __init__(self) -> None:
-        self._steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
-
-    def add(self, frame: int, parent_BK: Tensor, token_BK: Tensor, logp_BK: Tensor) -> Tensor:
-        """Append a label to each of (B, K) hypotheses; returns the new nodes (B, K)."""
-        self._steps.append((frame, parent_BK, token_BK, logp_BK))
-        places_K = torch.arange(token_BK.shape[1], device=token_BK.device)
-        return ((len(self._steps) - 1) * token_BK.shape[1] + places_K).expand_as(token_BK)
-
-    def read(self, final: Beam, lm_weight: float) -> list[list[Hypothesis]]:
-        """Follow every hypothesis of the final beam back to its start; best first, empty places left out."""
-        frames = [frame for frame, _, token_BK, _ in self._steps for _ in range(token_BK.shape[1])]
-        # Where no step added a label, nothing of the columns is read.
-        columns = list(zip(*(step[1:] for step in self._steps), strict=True)) or [(final.node,)] * 3
-        parents, tokens, logps = (torch.cat(column, dim=1).cpu().numpy() for column in columns)
-        values = torch.stack([final.score(lm_weight), final.am, final.lm], dim=-1).tolist()
-        results: list[list[Hypothesis]] = []
-        for b, nodes in enumerate(final.node.tolist()):
-            results.append([])
-            for node, (score, am_score, lm_score) in zip(nodes, values[b], strict=True):
-                if score == -math.inf:
-                    continue
-                chain = []
-                while node != NO_NODE:
-                    chain.append(node)
-                    node = int(parents[b, node])
-                chain.reverse()
-                labels = [int(tokens[b, n]) for n in chain]
-                label_logps = [float(logps[b, n]) for n in chain]
-                where = [frames[n] for n in chain]
-                results[-1].append(Hypothesis(labels, where, label_logps, score, am_score, lm_score))
-            results[-1].sort(key=lambda hypothesis: -hypothesis.score)
-        return results
+    frame_B: Tensor
+    symbols_B: Tensor
+    active: Beam  # all with symbols_B labels on the frame
+    finished: Beam  # with fewer, and the frame's blank; empty while there are none
+    prefixes: Prefixes  # of all of them
 
 
 @torch.inference_mode()
@@ -97,13 +76,16 @@ def beam(
     max_symbols: int,
     lm: LanguageModel | None = None,
     lm_weight: float = 0.0,
+    ilm_weight: float = 0.0,
+    threshold: float = math.inf,
 ) -> list[list[Hypothesis]]:
     """Frame-synchronous beam search on the standard transducer topology (Graves 2012; max_symbols labels a frame).
 
     On a frame, hypotheses that take the blank are finished with it; the others are extended by a label, at most
-    max_symbols times, as long as one of them scores above the worst of the K finished. Hypotheses with the same labels
-    are merged: their probabilities add, and the better of them gives the path. A label's score is
-    log P(label) + lm_weight * log P_LM(label); a blank and the sentence end get no language-model score.
+    max_symbols times, as long as one of them scores above the worst of the K finished and at most `threshold` below the
+    best. Hypotheses with the same labels are merged: their probabilities add, and the better of them gives the path. A
+    label's score is log P(label) + lm_weight * log P_LM(label) - ilm_weight * log P_ILM(label); a blank and the
+    sentence end get no language-model score.
 
     Args:
         model: transducer in eval mode.
@@ -113,102 +95,143 @@ def beam(
         max_symbols: most labels on one frame.
         lm: language model, or none.
         lm_weight: its weight, not negative.
+        ilm_weight: weight of the model's internal language model, which is subtracted; not negative.
+        threshold: nats; the smaller, the more frames are passed without a label, and the faster.
 
     Returns:
         For each utterance up to K hypotheses with different labels, best first; independent of the other utterances.
     """
-    if lm_weight < 0:
-        raise ValueError(f"lm_weight {lm_weight} is negative")
-    if lm_weight == 0:
-        lm = None  # ranks nothing, and skipping it is faster
-    enc_BTJ = model.project_encoder(enc_BTE)
-    lengths_B = lengths_B.to(enc_BTJ.device)
-    trace = Trace()
-    hypotheses = _empty_prefix(model, len(lengths_B), beam, lm)
-    for t in range(int(lengths_B.max())):
-        inside_B11 = (t < lengths_B)[:, None, None]
-        active = hypotheses
-        finished: Beam | None = None
-        for symbols in range(max_symbols + 1):
-            logp_BKV = model.joiner(enc_BTJ[:, t, None], active.pred).float().log_softmax(-1).double()
-            # Past its end an utterance takes blanks of probability 1: its hypotheses stay as they are.
-            logp_BKV = logp_BKV.masked_fill(~inside_B11, -math.inf)
-            blank_BK = logp_BKV[..., BLANK].masked_fill(~inside_B11[..., 0], 0.0)
-            passed = replace(active, am=active.am + blank_BK)
-            finished = passed if finished is None else _merge(finished.beside(passed), beam, lm_weight)
-            if symbols == max_symbols:
-                break
-            logp_BKV[..., BLANK] = -math.inf
-            candidate_BKV = active.score(lm_weight)[..., None] + logp_BKV + lm_weight * active.lm_next
-            best_BK, index_BK = candidate_BKV.flatten(1).topk(beam)
-            alive_BK = best_BK > finished.score(lm_weight).amin(1, keepdim=True)
-            if not bool(alive_BK.any()):
-                break
-            active = _extend(model, lm, active, index_BK, alive_BK, logp_BKV, t, trace)
-        assert finished is not None
-        hypotheses = finished
-    return trace.read(hypotheses, lm_weight)
+    fusion = Fusion(model, lm, lm_weight, ilm_weight)
+    search = _Search(fusion, model.project_encoder(enc_BTE), lengths_B, max_symbols, threshold)
+    state = search.start(beam)
+    while bool((state.frame_B < search.lengths_B).any()):
+        state = search.step(state)
+    return search.hypotheses(state.active)
 
 
-def _empty_prefix(model: Transducer, batch: int, beam: int, lm: LanguageModel | None) -> Beam:
-    """A beam with the empty prefix in place 0 and nothing in the others."""
-    output, state = model.predictor.start(batch)
-    pred_BJ = model.project_predictor(output)
-    device = pred_BJ.device
-    zeros_BK = torch.zeros(batch, beam, dtype=torch.long, device=device)
-    lm_state, lm_next_BV = zeros_BK[:, 0], pred_BJ.new_zeros(batch, 1)
-    if lm is not None:
-        lm_state = lm.start(batch)
-        lm_next_BV = lm.score(lm_state)
-    am_BK = torch.full((batch, beam), -math.inf, dtype=torch.float64, device=device)
-    am_BK[:, 0] = 0.0
-    firsts = (pred_BJ, state, lm_state, lm_next_BV)
-    spread = [tensor[:, None].expand(-1, beam, *tensor.shape[1:]) for tensor in firsts]
-    return Beam(am_BK, zeros_BK.double(), zeros_BK, zeros_BK + NO_NODE, *spread)
+class _Search:
+    """A batch and how it is searched."""
+
+    def __init__(self, fusion: Fusion, enc_BTJ: Tensor, lengths_B: Tensor, max_symbols: int, threshold: float) -> None:
+        self.fusion, self.enc_BTJ, self.max_symbols, self.threshold = fusion, enc_BTJ, max_symbols, threshold
+        self.lengths_B = lengths_B.to(enc_BTJ.device)
+        self.trace = Trace()
+        self._rows_B = torch.arange(len(enc_BTJ), device=enc_BTJ.device)
+        self._window_W = torch.arange(WINDOW, device=enc_BTJ.device)
+
+    def start(self, beam: int) -> _State:
+        """The empty prefix in place 0 of each utterance and nothing in the others."""
+        batch, device = len(self._rows_B), self.enc_BTJ.device
+        zeros_BK = torch.zeros(batch, beam, dtype=torch.long, device=device)
+        am_BK = torch.full((batch, beam), -math.inf, dtype=torch.float64, device=device)
+        nothing = Beam(am_BK, zeros_BK.double(), zeros_BK, zeros_BK + NO_NODE, zeros_BK + self._rows_B[:, None])
+        am_BK = am_BK.clone()
+        am_BK[:, 0] = 0.0
+        zeros_B = zeros_BK[:, 0]
+        return _State(zeros_B, zeros_B, replace(nothing, am=am_BK), nothing, self.fusion.start(batch))
+
+    def step(self, state: _State) -> _State:
+        """Every utterance takes a blank or a label more: to the next frame where no label comes into question."""
+        active, logp_BKV, frame_B = self._pass_frames(state)
+        passed = replace(active, am=active.am + logp_BKV[..., BLANK])
+        finished = _merge(state.finished.beside(passed), active.am.shape[1])
+        index_BK, alive_BK = self._candidates(active, finished, state.prefixes, logp_BKV)
+        alive_BK &= (state.symbols_B < self.max_symbols)[:, None]
+        grows_B1 = alive_BK.any(1, keepdim=True)
+        grows_B = grows_B1[:, 0]
+        kept = state.prefixes.select(finished.row.flatten())
+        finished = replace(finished, row=torch.arange(len(kept.pred), device=frame_B.device).view_as(finished.row))
+        waiting = replace(finished, am=finished.am.masked_fill(~grows_B1, -math.inf))
+        if not bool(grows_B.any()):
+            return _State(frame_B + 1, torch.zeros_like(frame_B), finished, waiting, kept)
+        grown, added = self._extend(active, state.prefixes, index_BK, alive_BK, logp_BKV, frame_B)
+        grown = replace(grown, row=grown.row + len(kept.pred))
+        symbols_B = (state.symbols_B + 1) * grows_B
+        return _State(frame_B + ~grows_B, symbols_B, grown.where(grows_B1, finished), waiting, kept.beside(added))
+
+    def hypotheses(self, final: Beam) -> list[list[Hypothesis]]:
+        """What the hypotheses behind the last frame say, best first."""
+        found = self.trace.read(final.node, final.score, final.am)
+        lm = self.fusion.lm
+        if lm is None:
+            return found
+        scores = iter(score_labels(lm, [hypothesis.tokens for nbest in found for hypothesis in nbest]))
+        return [[replace(hypothesis, lm_score=next(scores)) for hypothesis in nbest] for nbest in found]
+
+    def _pass_frames(self, state: _State) -> tuple[Beam, Tensor, Tensor]:
+        """Take the blanks up to the next frame of the window on which a label comes into question.
+
+        Returns:
+            The active hypotheses there, their log-probabilities (B, K, V) and frame (B,). What is past its
+            end has a blank of probability 1: its hypotheses stay as they are.
+        """
+        active, shape = state.active, state.active.am.shape
+        row_N = active.row.flatten()
+        frames_BW = state.frame_B[:, None] + self._window_W
+        inside_BW = frames_BW < self.lengths_B[:, None]
+        enc_BWJ = self.enc_BTJ[self._rows_B[:, None], frames_BW.clamp(max=self.enc_BTJ.shape[1] - 1)]
+        pred_BK1J = state.prefixes.pred.index_select(0, row_N).view(*shape, 1, -1)
+        logp_BKWV = self.fusion.model.joiner(enc_BWJ[:, None], pred_BK1J).float().log_softmax(-1)
+        logp_BKWV[..., BLANK] *= inside_BW[:, None]
+        blank_BKW = logp_BKWV[..., BLANK].double()
+        after_BKW = active.score[..., None] + blank_BKW.cumsum(2)
+        label_BKWV = (logp_BKWV + self._bonus(active, state.prefixes)[:, :, None])[..., 1:]
+        best_BW = (after_BKW - blank_BKW + label_BKWV.amax(3)).amax(1)
+        busy_BW = best_BW > self._floor(after_BKW)
+        # The window's last frame is taken as one, and all of them once there are labels on the frame.
+        busy_BW |= (self._window_W == WINDOW - 1) | (frames_BW == self.lengths_B[:, None] - 1)
+        busy_BW |= (state.symbols_B > 0)[:, None]
+        first_B = busy_BW.byte().argmax(1)
+        before_BKW = blank_BKW * (self._window_W < first_B[:, None])[:, None]
+        logp_BKV = logp_BKWV[self._rows_B, :, first_B]
+        ended_B = state.frame_B >= self.lengths_B
+        logp_BKV[..., 1:].masked_fill_(ended_B[:, None, None], -math.inf)
+        active = replace(active, am=active.am + before_BKW.sum(2))
+        return active, logp_BKV, state.frame_B + first_B
+
+    def _candidates(self, active: Beam, finished: Beam, prefixes: Prefixes, logp_BKV: Tensor) -> tuple[Tensor, Tensor]:
+        """The K best extensions as place * V + label, and which of them may still become one of the best K."""
+        best_B1 = active.score.amax(1, keepdim=True)  # what is left of a score above it fits fp32
+        candidate_BKV = logp_BKV + (active.score - best_B1).float()[..., None] + self._bonus(active, prefixes)
+        candidate_BKV[..., BLANK] = -math.inf
+        best_BK, index_BK = candidate_BKV.flatten(1).topk(active.am.shape[1])
+        return index_BK, best_BK + best_B1 > self._floor(finished.score)[:, None]
+
+    def _extend(
+        self,
+        active: Beam,
+        prefixes: Prefixes,
+        index_BK: Tensor,
+        alive_BK: Tensor,
+        logp_BKV: Tensor,
+        frame_B: Tensor,
+    ) -> tuple[Beam, Prefixes]:
+        """Append labels to hypotheses; places that are not alive become empty, and no model is asked for them."""
+        vocab = logp_BKV.shape[-1]
+        token_BK = index_BK % vocab
+        source = active.select(index_BK // vocab)
+        logp_BK = logp_BKV.flatten(1).gather(1, index_BK)
+        alive_N = alive_BK.flatten().nonzero()[:, 0]
+        added = self.fusion.extend(prefixes, source.row.flatten()[alive_N], token_BK.flatten()[alive_N])
+        grown = Beam(
+            am=(source.am + logp_BK).masked_fill(~alive_BK, -math.inf),
+            bonus=source.bonus + prefixes.bonus.expand(-1, vocab)[source.row, token_BK],
+            prefix=source.prefix * HASH_BASE + _salt(vocab, token_BK.device)[token_BK],
+            node=self.trace.add(frame_B, source.node, token_BK, logp_BK),
+            row=(alive_BK.flatten().cumsum(0) - 1).clamp(min=0).view_as(token_BK),
+        )
+        return grown, added
+
+    def _bonus(self, active: Beam, prefixes: Prefixes) -> Tensor:
+        """What language models add to each label after each hypothesis, (B, K, V) or (B, K, 1)."""
+        return prefixes.bonus.index_select(0, active.row.flatten()).view(*active.am.shape, -1)
+
+    def _floor(self, score_BK: Tensor) -> Tensor:
+        """What a new hypothesis must score above, (B, ...): the worst of K, and the best less the threshold."""
+        return torch.maximum(score_BK.amin(1), score_BK.amax(1) - self.threshold)
 
 
-def _extend(
-    model: Transducer,
-    lm: LanguageModel | None,
-    active: Beam,
-    index_BK: Tensor,
-    alive_BK: Tensor,
-    logp_BKV: Tensor,
-    frame: int,
-    trace: Trace,
-) -> Beam:
-    """Append a label to hypotheses.
-
-    Args:
-        index_BK: which place and label, as place * V + label.
-        alive_BK: False leaves the new place empty.
-        logp_BKV: acoustic log-probabilities of the labels.
-    """
-    batch, beam, vocab = logp_BKV.shape
-    token_BK = index_BK % vocab
-    source = active.select(index_BK // vocab)
-    logp_BK = logp_BKV.flatten(1).gather(1, index_BK)
-    output, state = model.predictor.step(token_BK.flatten(), source.state.flatten(0, 1))
-    pred_BKJ = model.project_predictor(output).unflatten(0, (batch, beam))
-    lm_BK, lm_state, lm_next_BKV = source.lm, source.lm_state, source.lm_next
-    if lm is not None:
-        lm_BK = lm_BK + lm_next_BKV.gather(2, token_BK[..., None])[..., 0]
-        advanced = lm.advance(lm_state.flatten(0, 1), token_BK.flatten())
-        lm_state = advanced.unflatten(0, (batch, beam))
-        lm_next_BKV = lm.score(advanced).unflatten(0, (batch, beam))
-    return Beam(
-        am=(source.am + logp_BK).masked_fill(~alive_BK, -math.inf),
-        lm=lm_BK,
-        prefix=source.prefix * HASH_BASE + _salt(vocab, token_BK.device)[token_BK],
-        node=trace.add(frame, source.node, token_BK, logp_BK),
-        pred=pred_BKJ,
-        state=state.unflatten(0, (batch, beam)),
-        lm_state=lm_state,
-        lm_next=lm_next_BKV,
-    )
-
-
-def _merge(candidates: Beam, beam: int, lm_weight: float) -> Beam:
+def _merge(candidates: Beam, beam: int) -> Beam:
     """Add the probabilities of hypotheses with the same labels, of which the more probable stays; keep the best K."""
     same_BMM = candidates.prefix[:, :, None] == candidates.prefix[:, None, :]
     mine_BM1, other_B1M = candidates.am[:, :, None], candidates.am[:, None, :]
@@ -217,7 +240,7 @@ def _merge(candidates: Beam, beam: int, lm_weight: float) -> Beam:
     absorbed_BM = (same_BMM & ((other_B1M > mine_BM1) | ((other_B1M == mine_BM1) & earlier_MM))).any(2)
     total_BM = torch.where(same_BMM, other_B1M, -math.inf).logsumexp(2)
     merged = replace(candidates, am=total_BM.masked_fill(absorbed_BM, -math.inf))
-    return merged.select(merged.score(lm_weight).topk(beam).indices)
+    return merged.select(merged.score.topk(beam).indices)
 
 
 @cache

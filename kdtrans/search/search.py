@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from kdtrans.config import SearchConfig
@@ -34,10 +36,22 @@ def search(
         For each utterance its hypotheses, best first: one of them for greedy, up to `beam` for beam.
 
     Raises:
-        ValueError: when the configuration asks for a language model and none is given.
+        ValueError: when the configuration asks for a language model and none is given, or for other hypotheses.
     """
     if config.lm and lm is None:
         raise ValueError(f"the search has lm: {config.lm}, but no language model was given: pass one, or leave lm out")
+    if config.rescore:
+        raise ValueError(f"this search ranks the hypotheses of '{config.rescore}' anew: run the stage `rescore`")
     if config.type == "greedy":
         return [[hypothesis] for hypothesis in greedy(model, enc_BTE, lengths_B, config.max_symbols)]
-    return beam(model, enc_BTE, lengths_B, config.beam, config.max_symbols, lm if config.lm else None, lm_weight)
+    return beam(
+        model,
+        enc_BTE,
+        lengths_B,
+        config.beam,
+        config.max_symbols,
+        lm if config.lm else None,
+        lm_weight,
+        config.ilm_weight,
+        math.inf if config.threshold is None else config.threshold,
+    )

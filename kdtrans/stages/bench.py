@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# name -> module and function that runs it; only `targets` takes a results folder.
+# name -> module and function that runs it
 BENCHES = {
+    "decode": ("kdtrans.bench.decode", "bench_decode"),
     "loss": ("kdtrans.bench.loss", "bench_loss"),
     "targets": ("kdtrans.bench.targets", "bench_targets"),
     "train": ("kdtrans.bench.train", "bench_train"),
 }
-READ_RESULTS = ("targets",)
+READ_RESULTS = ("decode", "targets")  # take a results folder
 
 
 def main(name: str, /, *, quick: bool = False, json: Path | None = None, results: Path | None = None) -> None:
     """Run one benchmark and print what it measured, every number with the conditions that it holds under.
 
     Args:
-        name: loss: transducer losses beside others'; targets: target shards; train: a student's training step.
+        name: loss: transducer losses beside others'; train: a training step; decode: searches; targets: shards.
         quick: end within a minute on two cores: fewer repeats, and a smaller corpus to read, as the table says.
         json: write measurements and ratios there too.
-        results: a results folder, whose teacher is measured; without it, a sample that comes with the project.
+        results: a results folder, whose models are measured (decode, targets); without it, what comes with the project.
     """
     if name not in BENCHES:
         raise ValueError(f"there is no benchmark '{name}'; there are: {', '.join(BENCHES)}")

@@ -49,6 +49,7 @@ def main(
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.conformer import algorithmic_latency_ms
     from kdtrans.models.lm import load_lm
+    from kdtrans.search.batches import gathered
     from kdtrans.search.search import search as decode
     from kdtrans.training.checkpoint import load_model, pick_device
 
@@ -70,7 +71,7 @@ def main(
         audio_seconds = sum(cut.duration for cut in utterances)
         rows: dict[str, list[dict[str, Any]]] = {}
         told, started = 0, time.monotonic()
-        for batch, enc_BTE, lengths_B in encoded_batches(system, utterances, settings.max_duration_s):
+        for batch, enc_BTE, lengths_B in gathered(encoded_batches(system, utterances, settings.max_duration_s)):
             found = decode(system, enc_BTE, lengths_B, chosen, fusion, weight)
             for cut, num_frames, nbest in zip(batch, lengths_B.tolist(), found, strict=True):
                 rows[cut.id] = [_row(cut, num_frames, rank, best, pieces) for rank, best in enumerate(nbest)]

@@ -23,6 +23,7 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.lm import load_lm
     from kdtrans.scoring.wer import word_error_rate
+    from kdtrans.search.batches import gathered
     from kdtrans.search.search import search as decode
     from kdtrans.stages.decode import encoded_batches, search_named, set_chunk
     from kdtrans.training.checkpoint import load_model, pick_device
@@ -41,7 +42,7 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
         dev = [cut for cut in read_cuts(cuts) if text_of(cut)]
         if not dev:
             raise ValueError(f"{', '.join(map(str, cuts))}: no labelled utterance to choose the weight on")
-        batches = list(encoded_batches(system, dev, settings.max_duration_s))
+        batches = list(gathered(encoded_batches(system, dev, settings.max_duration_s)))
         references = [text_of(cut) or "" for batch, *_ in batches for cut in batch]
         tried: dict[float, float] = {}
         for weight in sorted(set(settings.lm_weights)):

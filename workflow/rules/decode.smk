@@ -1,5 +1,7 @@
 """Models and test sets -> hypotheses, scores, alignments. Language-model weights are chosen on dev, for each run."""
 
+RESCORED = {name: search.rescore for name, search in SEARCHES.items() if search.rescore}
+
 for name in CFG.systems:
 
     rule:  # a system by its name: all its runs trained, decoded, scored
@@ -28,7 +30,7 @@ rule tune_lm:
     log:
         f"{R}/logs/tune_lm/{{run}}.{{search}}.log",
     wildcard_constraints:
-        search=one_of(LM_SEARCHES),
+        search=one_of([name for name in LM_SEARCHES if name not in RESCORED]),
     conda:
         "../../envs/kdtrans.yaml"
     params:
@@ -53,6 +55,8 @@ rule decode_testset:
         hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
     log:
         f"{R}/logs/decode/{{run}}.{{search}}.{{testset}}.log",
+    wildcard_constraints:
+        search=one_of([name for name in SEARCHES if name not in RESCORED]),
     conda:
         "../../envs/kdtrans.yaml"
     params:
@@ -67,9 +71,36 @@ rule decode_testset:
         " --cuts {input.cuts} --tokenizer {input.tokenizer} {params.lm} --out {output.hypotheses} > {log} 2>&1"
 
 
+rule rescore:
+    input:
+        nbest=lambda w: f"{R}/decode/{w.run}/{RESCORED[w.search]}/{w.testset}.parquet",
+        dev=lambda w: f"{R}/decode/{w.run}/{RESCORED[w.search]}/dev.parquet",
+        dev_cuts=DEV_CUTS,
+        tokenizer=TOKENIZER,
+        lm=lambda w: lm_of(SEARCHES[w.search].lm),
+    output:
+        hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
+    log:
+        f"{R}/logs/rescore/{{run}}.{{search}}.{{testset}}.log",
+    wildcard_constraints:
+        search=one_of(RESCORED) or "(?!)",  # with none to rescore, no name is one
+    conda:
+        "../../envs/kdtrans.yaml"
+    params:
+        config=f"{R}/config/decode.yaml",
+        cfg=lambda w: [
+            SECTIONS["decode"]["searches"][w.search],
+            SECTIONS["decode"]["lm_weights"],
+        ],
+    shell:
+        "exec kdtrans rescore --config {params.config} --search {wildcards.search} --nbest {input.nbest}"
+        " --dev {input.dev} --dev-cuts {input.dev_cuts} --tokenizer {input.tokenizer} --lm {input.lm}"
+        " --out {output.hypotheses} > {log} 2>&1"
+
+
 rule score:
     input:
-        hypotheses=rules.decode_testset.output.hypotheses,
+        hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
         cuts=f"{R}/data/{{testset}}/cuts.00000.jsonl.gz",
     output:
         summary=f"{R}/decode/{{run}}/{{search}}/{{testset}}.score.json",

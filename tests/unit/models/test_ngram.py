@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdtrans.contracts import ContractError
+from kdtrans.models import ngram
 from kdtrans.models.ngram import Ngram
 from kdtrans.models.ngram_estimate import BEGIN, UNK, NgramModel, estimate, read_arpa, write_arpa
 from tests.unit.models.test_ngram_estimate import listed, query
@@ -76,6 +77,19 @@ def test_memory_goes_with_the_ngrams() -> None:
     pieces = PIECES + [f"p{i}" for i in range(10_000)]
     numbers = sum(tensor.numel() for tensor in built(model, pieces).buffers())
     assert numbers < 6 * sum(len(entry.word) for entry in model.orders) + 3 * len(pieces)
+
+
+def test_a_model_laid_out_whole_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = estimate(SENTENCES, 3)
+    whole = built(model, PIECES)
+    monkeypatch.setattr(ngram, "TABLE", 0)
+    sparse = built(model, PIECES)
+    assert whole.next_table is not None
+    assert sparse.next_table is None
+    state_N = torch.arange(len(whole.fail)).repeat_interleave(len(PIECES))
+    token_N = torch.arange(len(PIECES)).repeat(len(whole.fail))
+    assert torch.equal(whole.advance(state_N, token_N), sparse.advance(state_N, token_N))
+    assert torch.equal(whole.score(state_N), sparse.score(state_N))
 
 
 def test_words_that_are_no_pieces_are_refused() -> None:

@@ -265,10 +265,10 @@ def test_impossible_paths_are_refused(frames: list[int]) -> None:
 def test_search_dispatches() -> None:
     model, (enc_BTE, lengths_B) = make(3), some_speech(3, [5, 4])
     assert search(model, enc_BTE, lengths_B, SearchConfig()) == [[h] for h in greedy(model, enc_BTE, lengths_B, 5)]
-    config = SearchConfig(type="beam", beam=3, lm="ngram")
+    config = SearchConfig(type="beam", beam=3, lm="ngram", threshold=None)
     found = search(model, enc_BTE, lengths_B, config, small_lm(5), 0.3)
     assert found == beam(model, enc_BTE, lengths_B, 3, 5, small_lm(5), 0.3)
-    assert search(model, enc_BTE, lengths_B, SearchConfig(type="beam"), small_lm(5), 0.3) == beam(
+    assert search(model, enc_BTE, lengths_B, SearchConfig(type="beam", threshold=None), small_lm(5), 0.3) == beam(
         model, enc_BTE, lengths_B, 4, 5
     )
     with pytest.raises(ValueError, match="no language model was given"):
