@@ -179,6 +179,12 @@ def max_seconds(wildcards, resources):
     return option("--max-seconds", resources.get("runtime", 0) and max(60, resources.runtime * 60 - 600))
 
 
+def trainer(wildcards, resources):
+    """The program that trains, teacher and students: a process for each GPU, where there are several."""
+    several = resources.get("gpu", 0) > 1
+    return f"torchrun --standalone --nproc-per-node {resources.gpu} -m kdtrans" if several else "kdtrans"
+
+
 onstart:  # a dry run writes nothing, so it cannot pull the settings from under a run in progress
     for name, values in SECTIONS.items():
         path, text = Path(f"{R}/config/{name}.yaml"), yaml.safe_dump(values, sort_keys=False)

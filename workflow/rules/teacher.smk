@@ -1,12 +1,6 @@
 """Pre-trained encoder and labelled data -> transducer teacher, and the gate that it passes before it teaches."""
 
 
-def trainer(wildcards, resources):
-    """The program that trains, teacher and students: a process for each GPU, where there are several."""
-    several = resources.get("gpu", 0) > 1
-    return f"torchrun --standalone --nproc-per-node {resources.gpu} -m kdtrans" if several else "kdtrans"
-
-
 rule teacher:
     input:
         TEACHER,
