@@ -15,13 +15,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdtrans.bench.measure import cpu_seconds, resident_mb
+from kdtrans.bench.measure import cpu_seconds, peak_growth_mb
 from kdtrans.lattice.path import nodes, path_from_frames
 from kdtrans.losses.backends import BACKENDS, loss_of_logits, pruned_loss
 from kdtrans.losses.band import path_band
@@ -115,15 +114,6 @@ def gradient_error(name: str, size: Size) -> float:
     (exact,) = torch.autograd.grad(transducer_loss(wide, *batch).sum(), wide)
     (theirs,) = torch.autograd.grad(loss_of_logits(name)(logits, *batch).sum(), logits)
     return float((theirs - exact).abs().max())
-
-
-def peak_growth_mb(work: Callable[[], Any]) -> float:
-    """By how much the peak of resident memory exceeds what is resident before the work, 10^6 bytes (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: importing may have had a higher one
-    before = resident_mb()
-    work()
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) * 1024 / 1e6 - before
 
 
 def main(name: str, *numbers: str) -> None:

@@ -22,8 +22,7 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
-from kdtrans.bench.loss_work import peak_growth_mb
-from kdtrans.bench.measure import cpu_seconds
+from kdtrans.bench.measure import cpu_seconds, peak_growth_mb
 from kdtrans.bench.table import Bench, Measurement
 from kdtrans.bench.targets import SAMPLE
 from kdtrans.config import KdConfig, StudentConfig, TargetsConfig

@@ -17,9 +17,10 @@ from kdtrans.contracts import BLANK
 from kdtrans.data.batches import Batch
 from kdtrans.losses.backends import loss_of_logits
 from kdtrans.losses.band import path_band
-from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, widened, window_loss
+from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, window_loss
 from kdtrans.losses.fused import CHUNK, fused_transducer_loss
 from kdtrans.losses.grid import Cells, collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
+from kdtrans.losses.transducer import node_scores
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import Losses, autocast
 from kdtrans.training.shift import ShiftTracker
@@ -140,9 +141,8 @@ def arc_scores(student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
     blank_BTU = torch.zeros(*student.enc_BTJ.shape[:2], student.pred_BUJ.shape[1], device=next_N.device)
     label_BTU = torch.zeros_like(blank_BTU)
     for b_C, t_C, u_C, next_C in zip(*(part.split(CHUNK) for part in (*cells, next_N)), strict=True):
-        logp_CV = widened(student.join(student.enc_BTJ[b_C, t_C], student.pred_BUJ[b_C, u_C])).log_softmax(1)
-        blank_BTU[b_C, t_C, u_C] = logp_CV[:, BLANK]
-        label_BTU[b_C, t_C, u_C] = logp_CV.gather(1, next_C[:, None])[:, 0]
+        blank_C, label_C, _ = node_scores(student.join(student.enc_BTJ[b_C, t_C], student.pred_BUJ[b_C, u_C]), next_C)
+        blank_BTU[b_C, t_C, u_C], label_BTU[b_C, t_C, u_C] = blank_C, label_C
     return blank_BTU, label_BTU[:, :, :-1]
 
 

@@ -10,7 +10,8 @@ import torch
 
 from kdtrans.bench import loss as bench_loss
 from kdtrans.bench.loss import EVERY, K2_PYTHON, Measured, banded_loss_gap, measure, ratios, rows_of
-from kdtrans.bench.loss_work import TINY, Size, gradient_error, make_work, peak_growth_mb
+from kdtrans.bench.loss_work import TINY, Size, gradient_error, make_work
+from kdtrans.bench.measure import peak_growth_mb
 from kdtrans.losses.backends import installed_backends
 from kdtrans.stages import bench
 
