@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -50,6 +51,88 @@ def write_whole(path: Path | str) -> Iterator[Path]:
         raise OSError(error.errno, f"{os.strerror(error.errno)}: cannot write {path}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path | str, wait_s: float = 3600.0) -> Iterator[bool]:
+    """Hold the claim on an artifact (or on a folder) while it is made: one process at a time, on any node.
+
+    After `kill -9` of a workflow's driver its jobs live on, and a rerun starts a second writer of the same file. The
+    second one waits, so that what it writes afterwards is what stays. The claim is a lock on `.NAME.lock` beside the
+    artifact, which the system releases when its holder dies, however it dies.
+
+    Args:
+        path: the artifact; its folder is made.
+        wait_s: seconds to wait for another process.
+
+    Yields:
+        Whether another process had to be waited for, which may have finished the work.
+
+    Raises:
+        ValueError: when another process still holds the claim after that.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, waited = _take(path, wait_s)
+    try:
+        yield waited
+    finally:
+        # Before the lock is released: who waits for this one must not find it again. See _take.
+        lock_file(path).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def lock_file(path: Path | str) -> Path:
+    """The file that is locked while an artifact is made."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.lock")
+
+
+def is_claimed(path: Path | str) -> bool:
+    """Whether a living process is making an artifact."""
+    try:
+        handle = os.open(lock_file(path), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _take(path: Path, wait_s: float) -> tuple[int, bool]:
+    """Lock an artifact, waiting if need be: the open lock file, and whether it had to wait."""
+    deadline = time.monotonic() + wait_s
+    waited = False
+    while True:
+        handle = os.open(lock_file(path), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before may have removed the file after it was opened here: then this lock guards nothing.
+            if _is_at(handle, lock_file(path)):
+                return handle, waited
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise ValueError(
+                    f"{path}: another process has been making it for {wait_s:.0f} s: stop that one first"
+                ) from None
+            if not waited:
+                print(f"waiting for another process that is making {path}", flush=True)
+            waited = True
+            time.sleep(min(1.0, wait_s))
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -107,7 +190,9 @@ def package_versions() -> dict[str, str]:
 def run_record(
     artifact: Path | str, stage: str, config: Any, inputs: list[Path] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Write `<artifact>.run.json` when the block ends without an error; a record of an earlier run is removed first.
+    """Claim an artifact while it is made; write `<artifact>.run.json` when the block ends without an error.
+
+    A record of an earlier run is removed first.
 
     Args:
         artifact: the file that the stage makes.
@@ -118,11 +203,19 @@ def run_record(
     Yields:
         A dictionary for what the stage wants to add (throughput, counts).
     """
-    started = time.perf_counter()
     extra: dict[str, Any] = {}
-    Path(f"{artifact}.run.json").unlink(missing_ok=True)  # it would pass for the record of what this run writes
-    yield extra
-    record = {
+    with claimed(artifact):
+        started = time.perf_counter()
+        Path(f"{artifact}.run.json").unlink(missing_ok=True)  # it would pass for the record of what this run writes
+        yield extra
+        record = _record(artifact, stage, config, inputs, started)
+        write_json(f"{artifact}.run.json", record | extra)
+
+
+def _record(
+    artifact: Path | str, stage: str, config: Any, inputs: list[Path] | None, started: float
+) -> dict[str, Any]:
+    return {
         "stage": stage,
         "artifact": Path(artifact).name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -135,9 +228,7 @@ def run_record(
         "packages": package_versions(),
         "config": config,
         "inputs": {str(path): sha256_file(path) for path in inputs or [] if Path(path).is_file()},
-        **extra,
     }
-    write_json(f"{artifact}.run.json", record)
 
 
 def _fsync(path: Path) -> None:

@@ -6,7 +6,6 @@ output of a rule, so that it survives failures, timeouts and requeues.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,12 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdtrans.artifacts import write_json, write_whole
+from kdtrans.artifacts import claimed, write_json, write_whole
 from kdtrans.config import StudentConfig, TeacherConfig, validate
 from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
@@ -120,10 +119,9 @@ def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
 
 @contextmanager
 def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Iterator[bool]:
-    """Hold a checkpoint folder for one trainer at a time, and for one identity at a time.
+    """Hold a checkpoint folder for one trainer at a time (`artifacts.claimed`), and for one identity at a time.
 
-    A second trainer (a rerun of a workflow whose driver was killed while its job lives on) waits for the first. A
-    folder of other settings or data is moved aside, so that a changed configuration never resumes an old model.
+    A folder of other settings or data is moved aside, so that a changed configuration never resumes an old model.
 
     Args:
         folder: the checkpoint folder.
@@ -136,9 +134,8 @@ def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Ite
     Raises:
         ValueError: when another trainer still holds the folder after that.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
-        waited = _lock(lock, folder, wait_s)
+    with claimed(folder, wait_s) as waited:
+        folder.mkdir(exist_ok=True)
         known = folder / "identity.json"
         if known.exists() and json.loads(known.read_text()) != identity:
             aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
@@ -148,21 +145,3 @@ def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Ite
             waited = False  # what the other trainer made is not what this one is asked for
         write_json(known, identity)
         yield waited
-
-
-def _lock(lock: IO[str], folder: Path, wait_s: float) -> bool:
-    """Lock, waiting if need be; returns whether it had to."""
-    deadline = time.monotonic() + wait_s
-    waited = False
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return waited
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"{folder}: another trainer has held this folder for {wait_s:.0f} s: stop it first"
-                ) from None
-            waited = True
-            logger.info("waiting for another trainer in %s", folder)
-            time.sleep(min(5.0, wait_s))

@@ -96,7 +96,7 @@ def test_a_folder_is_held_by_one_trainer_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     with claim(folder, {"a": 1}) as waited:
         assert not waited
-        with pytest.raises(ValueError, match="another trainer has held this folder"), claim(folder, {"a": 1}, wait_s=0):
+        with pytest.raises(ValueError, match="another process has been making it"), claim(folder, {"a": 1}, wait_s=0):
             pass
     with claim(folder, {"a": 1}) as waited:
         assert not waited
