@@ -213,12 +213,10 @@ def _describe_checkpoint(file: Path) -> Description:
         facts |= {"dev perplexity": f"{content['dev_perplexity']:.2f} a piece", "config": json.dumps(content["config"])}
         line = f"LSTM, dev perplexity {content['dev_perplexity']:.2f}"
         return Description("language model", line, facts)
-    if "average" in content:
-        step, weights = content["step"], content["average"]
-        best_step, best_wer = content.get("best", (step, content.get("dev_wer")))
-        facts = {"step": f"{step:,}", "lowest dev WER": f"{best_wer:.2f} % at step {best_step:,}"}
-        purpose = "to resume from" if "optimizers" in content else "the best so far"
-        description = Description("training state", f"step {step}, {purpose}", facts)
+    if "optimizers" in content:
+        step, weights, best = content["step"], content["average"], content["best"]
+        facts = {"step": f"{step:,}", "lowest dev WER": f"{best['dev_wer']:.2f} % at step {best['step']:,}"}
+        description = Description("training state", f"step {step}, to resume from", facts)
     else:
         content = read_model(file)
         line = f"{content['kind']}, step {content['step']}, dev WER {content['dev_wer']:.2f} %"

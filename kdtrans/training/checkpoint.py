@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdtrans.artifacts import claimed, write_json, write_whole
+from kdtrans.artifacts import claimed, code_revision, package_versions, read_json, write_json, write_whole
 from kdtrans.config import StudentConfig, TeacherConfig, validate
 from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
@@ -27,7 +28,8 @@ from kdtrans.models.build import build_student, build_teacher
 from kdtrans.models.pretrained import read_architecture
 from kdtrans.models.transducer import Transducer
 
-logger = logging.getLogger(__name__)
+LAST, BEFORE = "last.pt", "before.pt"  # a run's state at its last two checkpoints
+FINISHED = "finished.pt"  # and when it has ended, its model
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
@@ -46,9 +48,18 @@ def pick_device() -> torch.device:
 
 
 def save_torch(value: Any, path: Path) -> None:
-    """Write a whole file by torch.save."""
+    """Write a whole file by torch.save; raises OSError naming it when it cannot be written."""
     with write_whole(path) as temporary:
-        torch.save(value, temporary)
+        _save(value, temporary)
+
+
+def _save(value: Any, path: Path) -> None:
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:  # what torch makes of a disk that is full, and of a disk quota
+        free_mb = shutil.disk_usage(path.parent).free >> 20
+        what = str(error).splitlines()[0]
+        raise OSError(f"cannot write {path.parent}/, where {free_mb} MB are free ({what}): make room") from None
 
 
 def load_torch(path: Path) -> Any:
@@ -117,8 +128,36 @@ def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
     return model.eval()
 
 
+def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
+    """Write a training run's state as last.pt; what was there becomes before.pt, so that two are kept."""
+    with write_whole(folder / LAST) as temporary:
+        _save(content, temporary)
+        if (folder / LAST).exists():
+            os.replace(folder / LAST, folder / BEFORE)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint of a folder and its content; None where there is none.
+
+    A damaged last.pt is removed, with a warning, so that it will not take the place of the sound one before it.
+
+    Raises:
+        ContractError: when there are checkpoints, but no sound one.
+    """
+    found = [path for name in (LAST, BEFORE) if (path := folder / name).exists()]
+    for place, path in enumerate(found):
+        try:
+            return path, load_torch(path)
+        except ContractError as error:
+            if place == len(found) - 1:
+                raise
+            print(f"warning: {error}; going on from the checkpoint before it", file=sys.stderr, flush=True)
+            path.unlink()
+    return None
+
+
 @contextmanager
-def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Iterator[bool]:
+def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Iterator[None]:
     """Hold a checkpoint folder for one trainer at a time (`artifacts.claimed`), and for one identity at a time.
 
     A folder of other settings or data is moved aside, so that a changed configuration never resumes an old model.
@@ -128,20 +167,61 @@ def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Ite
         identity: configuration and input hashes, as JSON values.
         wait_s: seconds to wait for another trainer.
 
-    Yields:
-        Whether another trainer of the same identity had to be waited for, which may have finished the work.
-
     Raises:
         ValueError: when another trainer still holds the folder after that.
     """
-    with claimed(folder, wait_s) as waited:
+    with claimed(folder, wait_s):
         folder.mkdir(exist_ok=True)
         known = folder / "identity.json"
         if known.exists() and json.loads(known.read_text()) != identity:
             aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
             folder.rename(aside)
             folder.mkdir()
-            logger.info("settings or data changed: the old checkpoints are in %s", aside)
-            waited = False  # what the other trainer made is not what this one is asked for
+            print(f"settings or data changed: the old checkpoints are in {aside}", flush=True)
         write_json(known, identity)
-        yield waited
+        yield
+
+
+def keep_finished(folder: Path, out: Path) -> None:
+    """Keep a finished model in its checkpoint folder, by a hard link, in place of the checkpoints that led to it.
+
+    The workflow's driver deletes the output of a job whose end it has not seen, as after `kill -9`, and asks for it
+    again: `hand_back` has it then.
+    """
+    kept = folder / FINISHED
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(out, kept)
+    except OSError:  # a file system without links
+        shutil.copyfile(out, kept)
+    for name in (LAST, BEFORE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def hand_back(folder: Path, out: Path) -> bool:
+    """Put a finished model in its place again, if it is what would be trained anew.
+
+    The folder's identity vouches for settings and data (`claim`), the record beside the model for code and packages.
+
+    Returns:
+        Whether it was: otherwise the finished model is gone, and training starts anew.
+    """
+    kept = folder / FINISHED
+    if not kept.exists():
+        return False
+    try:
+        record = read_json(f"{out}.run.json")
+        same = {name: record.get(name) for name in ("code_revision", "packages")} == {
+            "code_revision": code_revision(),
+            "packages": package_versions(),
+        }
+        if same and record.get("fingerprint") == read_model(kept)["fingerprint"]:
+            if not out.exists():
+                os.replace(kept, out)
+                keep_finished(folder, out)
+            os.utime(out)  # newer than its inputs, whose content is the same, for a workflow that compares times
+            return True
+    except (ValueError, OSError) as error:
+        print(f"warning: {kept} cannot be used again: {error}", file=sys.stderr, flush=True)
+    kept.unlink()
+    return False

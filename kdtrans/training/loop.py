@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +21,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kdtrans.config import TrainingConfig
 from kdtrans.data.batches import Batch, Position, TrainingBatches
 from kdtrans.models.transducer import Transducer
-from kdtrans.training.checkpoint import load_torch, save_torch
+from kdtrans.training.checkpoint import load_torch, newest_checkpoint, save_checkpoint
 from kdtrans.training.optimizers import ParameterGroup, build_optimizers
 from kdtrans.training.processes import ALONE, Processes
 from kdtrans.training.progress import Meter, TrainingLog, summed
 from kdtrans.training.schedule import WeightAverage, tri_stage
+from kdtrans.training.stopping import Stop
 
 Losses = dict[str, Tensor]  # 'loss' is what is minimised; the others are reported
 
@@ -40,8 +41,17 @@ class Stateful(Protocol):
         """Go on from a kept state."""
 
 
-class OutOfTimeError(Exception):
-    """The time budget is spent and a checkpoint is written: run the same command again to go on."""
+class StoppedError(Exception):
+    """The run has left before its end, and a checkpoint is written: run the same command again to go on."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The averaged weights with the lowest dev WER so far."""
+
+    step: int = 0
+    dev_wer: float = float("inf")  # %
+    average: dict[str, Tensor] = field(default_factory=dict)  # in main memory
 
 
 @dataclass
@@ -56,7 +66,7 @@ class Trainer:
         evaluate: dev WER (%) of the model it is given.
         config: how.
         folder: where checkpoints and metrics live.
-        deadline: leave with OutOfTimeError when time.monotonic() has passed it; None for no limit.
+        stop: says when to leave with StoppedError.
         tracker: what `compute` measures while training, kept in the checkpoints; None for nothing.
         processes: those that train together; they share the batches of an update, so that their number changes rounding
             and nothing else. `training.accumulate` is a multiple of it.
@@ -69,20 +79,20 @@ class Trainer:
     evaluate: Callable[[Transducer], float]
     config: TrainingConfig
     folder: Path
-    deadline: float | None = None
+    stop: Stop = field(default_factory=Stop)
     tracker: Stateful | None = None
     processes: Processes = ALONE
 
     def run(self) -> None:
-        """Train to the end; `kept` has the result.
+        """Train to the end; `best` is the result.
 
         Raises:
-            OutOfTimeError: when the deadline has passed.
+            StoppedError: when it had to leave.
             ValueError: at a loss or gradient that is not a number, naming the update and its utterances.
         """
         self.optimizers = build_optimizers(self.model, self.groups, self.config)
         self.average = WeightAverage(self.model, self.config.ema_decay)
-        step, position, best, spent = self._resume()
+        step, position, self.best, spent = self._resume()
         self._started = time.monotonic() - spent
         is_first = self.processes.is_first
         log = TrainingLog(self.folder, self.config.updates, step) if is_first else None
@@ -102,22 +112,18 @@ class Trainer:
             if step % self.config.evaluate_every == 0 or step == self.config.updates:
                 paused = time.monotonic()
                 if log:
-                    best = self._evaluate(step, best, log)
+                    self._evaluate(step, log)
                 meter.started += time.monotonic() - paused  # the rate is that of training
-            out_of_time = self.deadline is not None and self.processes.from_first(time.monotonic() > self.deadline)
-            if step % self.config.checkpoint_every == 0 or step == self.config.updates or out_of_time:
+            # A signal may reach one process before the others.
+            reason = next(filter(None, self.processes.gathered(self.stop.reason())), None)
+            if step % self.config.checkpoint_every == 0 or step == self.config.updates or reason:
                 position = self.processes.gathered(position)[-1]  # the last one's batch is the last of the update
                 if is_first:
-                    self._save(step, position, best)
-            if out_of_time and step < self.config.updates:
-                raise OutOfTimeError(f"stopped at update {step} of {self.config.updates}")
+                    self._save(step, position)
+            if reason and step < self.config.updates:
+                raise StoppedError(f"stopped by {reason} at update {step} of {self.config.updates}, which is kept")
         if log:
             log.close()
-
-    def kept(self) -> tuple[dict[str, Tensor], int, float]:
-        """The averaged weights with the lowest dev WER, their update and that WER (%)."""
-        content = load_torch(self.folder / "best.pt")
-        return content["average"], content["step"], content["dev_wer"]
 
     def _update(self, step: int, stream: Iterator[Batch], meter: Meter) -> Position:
         """One update from this process's share of its batches; returns the position after the last of them."""
@@ -146,14 +152,13 @@ class Trainer:
             self.tracker.load(self.processes.from_first(self.tracker.state()))
         return batch.position
 
-    def _evaluate(self, step: int, best: tuple[int, float], log: TrainingLog) -> tuple[int, float]:
-        """Dev WER of the average, which is kept if that is the lowest so far; the best update and its WER."""
+    def _evaluate(self, step: int, log: TrainingLog) -> None:
+        """Dev WER of the average, which becomes the best if that is the lowest so far."""
         wer = self._evaluate_average()
         log.dev_wer(step, wer)
-        if wer < best[1]:
-            best = (step, wer)
-            save_torch({"average": self.average.state, "step": step, "dev_wer": wer}, self.folder / "best.pt")
-        return best
+        if wer < self.best.dev_wer:
+            copied = {name: value.to("cpu", copy=True) for name, value in self.average.state.items()}
+            self.best = Best(step, wer, copied)
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
@@ -175,25 +180,26 @@ class Trainer:
         self.model.load_state_dict(own)
         return wer
 
-    def _save(self, step: int, position: tuple[int, int], best: tuple[int, float]) -> None:
+    def _save(self, step: int, position: Position) -> None:
         content = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.state,
             "step": step,
             "position": list(position),
-            "best": list(best),
+            "best": vars(self.best),
             "seconds": self.seconds(),
             "tracker": self.tracker.state() if self.tracker else None,
         }
-        save_torch(content, self.folder / "last.pt")
+        save_checkpoint(self.folder, content)
 
-    def _resume(self) -> tuple[int, tuple[int, int], tuple[int, float], float]:
-        """Continue from last.pt if there is one: update, position in the batches, best update, its WER; seconds."""
-        path = self.folder / "last.pt"
-        if not path.exists():
-            return 0, (0, 0), (0, float("inf")), 0.0
-        content = load_torch(path)
+    def _resume(self) -> tuple[int, Position, Best, float]:
+        """Continue from the newest checkpoint if there is one: update, position in the batches, best, seconds."""
+        found = newest_checkpoint(self.folder) if self.processes.is_first else None
+        path = self.processes.from_first(found and found[0])
+        if path is None:
+            return 0, (0, 0), Best(), 0.0
+        content = found[1] if found else load_torch(path)
         self.model.load_state_dict(content["model"])
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -203,8 +209,7 @@ class Trainer:
         if self.processes.is_first:
             print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
         epoch, index = content["position"]
-        best_step, best_wer = content["best"]
-        return content["step"], (epoch, index), (best_step, best_wer), content["seconds"]
+        return content["step"], (epoch, index), Best(**content["best"]), content["seconds"]
 
 
 @contextmanager
@@ -214,6 +219,9 @@ def autocast(precision: str, device: torch.device, width: int) -> Iterator[None]
     On CUDA it pays where the hardware knows bf16; on a CPU with AMX only for wide encoders (measured: twice as fast at
     width 384, half as fast at width 96). The fused attention is slow in bf16 on CPUs, twice as slow backwards as the
     plain one (measured on AMX), so there it is plain.
+
+    Raises:
+        ValueError: when bf16 is asked for on a CPU without it, where LSTMs would fail in the midst of training.
     """
     if device.type == "cuda":
         pays = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -222,6 +230,8 @@ def autocast(precision: str, device: torch.device, width: int) -> Iterator[None]
     if precision != "bf16" and not (precision == "auto" and pays):
         yield
         return
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ValueError("training.precision is bf16, which this CPU cannot compute in: set it to auto or fp32")
     backend = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16), backend:
         yield

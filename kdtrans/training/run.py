@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from kdtrans.data.batches import BatchOrder, Example, Extract, FeatureCache, Tra
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.losses.backends import loss_of_logits
 from kdtrans.models.transducer import Transducer
-from kdtrans.training.checkpoint import claim, fingerprint, pick_device, save_model
+from kdtrans.training.checkpoint import claim, fingerprint, hand_back, keep_finished, pick_device, save_model
 from kdtrans.training.evaluate import dev_evaluation
-from kdtrans.training.loop import OutOfTimeError, Trainer
+from kdtrans.training.loop import StoppedError, Trainer
 from kdtrans.training.losses import transducer_losses
 from kdtrans.training.optimizers import ParameterGroup
 from kdtrans.training.processes import Processes, SharedOrder, joined
 from kdtrans.training.shift import ShiftTracker
+from kdtrans.training.stopping import Stop
 
 RESUME_ME = 75  # EX_TEMPFAIL: the workflow's driver starts the job again
 # Settings that change no number of the trained weights (speed, logging, the teacher's gate): changing them resumes.
@@ -60,7 +60,7 @@ def train_model(
     """Train, or resume, in a claimed checkpoint folder and write the model with its run record.
 
     Returns:
-        0, or RESUME_ME when time.monotonic() has passed the deadline.
+        0, or RESUME_ME when time.monotonic() has passed the deadline, or after SIGTERM or Ctrl-C.
 
     Raises:
         ValueError: when there is nothing to train on.
@@ -72,9 +72,15 @@ def train_model(
             "what was dropped before is in data/summary.json"
         )
     loss_of_logits(training.backend)  # or it says here how to install it
-    with joined(training.accumulate) as processes, _claimed(checkpoints, identity_of(config, inputs), processes) as old:
-        if processes.from_first(old and out.exists() and not (checkpoints / "last.pt").exists()):
-            print(f"{out} was finished by the trainer that this one waited for", flush=True)
+    stop = Stop(deadline)
+    with joined(training.accumulate) as processes, _claimed(checkpoints, identity_of(config, inputs), processes):
+        if processes.from_first(processes.is_first and hand_back(checkpoints, out)):
+            if processes.is_first:
+                print(
+                    f"{out} was finished before, with these settings, data and code; "
+                    f"to train it anew all the same, remove {checkpoints}",
+                    flush=True,
+                )
             return 0
         model.to(pick_device())
         order = _order(examples, training, unlabelled_ratio, processes)
@@ -93,42 +99,39 @@ def train_model(
             evaluate=dev_evaluation(dev, tokenizer, model, training.max_duration_s),
             config=training,
             folder=checkpoints,
-            deadline=deadline,
+            stop=stop,
             tracker=shift if isinstance(shift, ShiftTracker) else None,
             processes=processes,
         )
         try:
             if not processes.is_first:
-                trainer.run()
+                with stop.heeding_signals():
+                    trainer.run()
                 return 0
-            with run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record:
+            with (
+                stop.heeding_signals(),
+                run_record(out, f"train-{kind}", config.model_dump(mode="json"), inputs) as record,
+            ):
                 trainer.run()
-                state, step, wer = trainer.kept()
+                state, step, wer = trainer.best.average, trainer.best.step, trainer.best.dev_wer
                 save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
                 record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state)}
                 record |= {"hours": hours_of(examples), "dropped": dict(dropped), "step": step, "dev_wer": wer}
                 record |= {"training_seconds": round(trainer.seconds(), 2), "processes": processes.count}
                 if isinstance(shift, ShiftTracker):
                     record |= {"kd_shift": shift.frames}
-        except OutOfTimeError as reason:
+        except StoppedError as reason:
             if processes.is_first:
                 print(f"{reason}; run the same command to go on", file=sys.stderr)
             return RESUME_ME
-        # A finished run is not resumed: whoever asks for it again (snakemake --forcerun) wants it trained again.
-        for name in ("last.pt", "best.pt"):
-            (checkpoints / name).unlink()
+        keep_finished(checkpoints, out)
     print(f"kept update {step} of {training.updates}: dev WER {wer:.2f} %", flush=True)
     return 0
 
 
-@contextmanager
-def _claimed(folder: Path, identity: dict[str, Any], processes: Processes) -> Iterator[bool]:
+def _claimed(folder: Path, identity: dict[str, Any], processes: Processes) -> AbstractContextManager[None]:
     """The first process claims the folder (`checkpoint.claim`) for all."""
-    if not processes.is_first:
-        yield False
-        return
-    with claim(folder, identity) as waited:
-        yield waited
+    return claim(folder, identity) if processes.is_first else nullcontext()
 
 
 def _order(

@@ -46,7 +46,8 @@ def folder(tmp_path: Path) -> Path:
     state = {"encoder.layer.weight": torch.zeros(30, 10), "ctc.weight": torch.zeros(100)}
     facts = {"kind": "student", "step": 7, "dev_wer": 12.5, "config": {"joiner_dim": 8}, "state_dict": state}
     torch.save({**dict.fromkeys(MODEL_KEYS), **facts}, tmp_path / "model.pt")
-    torch.save({"optimizers": [], "step": 9, "best": [5, 33.0], "average": state}, tmp_path / "last.pt")
+    best = {"step": 5, "dev_wer": 33.0, "average": state}
+    torch.save({"optimizers": [], "step": 9, "best": best, "average": state}, tmp_path / "last.pt")
     content = {"lm": "lstm", "config": {"dim": 8}, "vocab_size": 5, "tokenizer_sha256": "abc", "dev_perplexity": 3.25}
     torch.save({**content, "state_dict": {}}, tmp_path / "lstm.pt")
     return tmp_path

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -94,39 +92,24 @@ def test_metrics_of_lost_updates_are_dropped(tmp_path: Path) -> None:
 
 def test_a_folder_is_held_by_one_trainer_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    with claim(folder, {"a": 1}) as waited:
-        assert not waited
-        with pytest.raises(ValueError, match="another process has been making it"), claim(folder, {"a": 1}, wait_s=0):
-            pass
-    with claim(folder, {"a": 1}) as waited:
-        assert not waited
+    with (
+        claim(folder, {"a": 1}),
+        pytest.raises(ValueError, match="another process has been making it"),
+        claim(folder, {"a": 1}, wait_s=0),
+    ):
+        pass
+    with claim(folder, {"a": 1}):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_work_of_another_trainer_counts_only_for_the_same_settings(tmp_path: Path, changed: bool) -> None:
+def test_a_folder_of_other_settings_is_moved_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "checkpoints"
-    held = threading.Event()
-
-    def other_trainer() -> None:
-        with claim(folder, {"a": 1}):
-            held.set()
-            time.sleep(0.1)
-
-    thread = threading.Thread(target=other_trainer)
-    thread.start()
-    held.wait()
-    with claim(folder, {"a": 2 if changed else 1}, wait_s=0.5) as waited:
-        assert waited is not changed
-    thread.join()
-
-
-def test_a_finished_run_that_is_asked_for_again_is_trained_again(
-    toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = toy.teacher_command(tmp_path / "model.pt")
-    for _ in range(2):  # what snakemake --forcerun does: the model is removed, its checkpoint folder stays
-        (tmp_path / "model.pt").unlink(missing_ok=True)
-        assert main(command) == 0
-        printed = capsys.readouterr().out
-        assert "resuming" not in printed
-        assert "2/4" in printed
+    for setting in (1, 2):
+        with claim(folder, {"a": setting}):
+            assert not (folder / "state").exists()
+            (folder / "state").touch()
+    aside = [path for path in tmp_path.iterdir() if path.name != "checkpoints"]
+    assert len(aside) == 1
+    assert (aside[0] / "state").exists()
+    assert f"the old checkpoints are in {aside[0]}" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from kdtrans.losses.grid import collapsed_loss, full_lattice_loss, next_labels, 
 from kdtrans.losses.transducer import node_log_probs, transducer_loss
 from kdtrans.models.build import build_student
 from kdtrans.models.transducer import Transducer
+from kdtrans.training.loop import autocast
 from kdtrans.training.losses import (
     Student,
     arc_scores,
@@ -231,6 +232,10 @@ def test_early_emission_is_wired_to_the_transducer_loss() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # this CPU
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU does not compute in bf16")
 @pytest.mark.parametrize("name", KDS)
 def test_bf16_is_close_to_fp32(name: str) -> None:
     student, teacher, kd = make_model(1), make_model(2), KdConfig(weight=1.0, **KDS[name])
@@ -242,6 +247,14 @@ def test_bf16_is_close_to_fp32(name: str) -> None:
         assert narrow[key].dtype == torch.float32
         torch.testing.assert_close(narrow[key], value, rtol=3e-2, atol=3e-2)
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+
+
+def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match=r"training\.precision is bf16, which this CPU"):
+        autocast("bf16", torch.device("cpu"), 512).__enter__()
+    with autocast("fp32", torch.device("cpu"), 512):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_tracker_watches_the_student_before_it_is_distilled_with_what_was_measured() -> None:
