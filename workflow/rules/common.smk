@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -180,9 +181,12 @@ def max_seconds(wildcards, resources):
 
 
 def trainer(wildcards, resources):
-    """The program that trains, teacher and students: a process for each GPU, where there are several."""
-    several = resources.get("gpu", 0) > 1
-    return f"torchrun --standalone --nproc-per-node {resources.gpu} -m kdtrans" if several else "kdtrans"
+    """The program that trains, teacher and students: a process for each GPU, where there are several, of each node."""
+    nodes, gpus = resources.get("nodes", 1), resources.get("gpu", 0)
+    if nodes > 1:
+        script = shlex.quote(str(Path(workflow.basedir) / "workflow/scripts/torchrun_node.sh"))
+        return f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 {script}"
+    return f"torchrun --standalone --nproc-per-node {gpus} -m kdtrans" if gpus > 1 else "kdtrans"
 
 
 onstart:  # a dry run writes nothing, so it cannot pull the settings from under a run in progress
