@@ -41,16 +41,24 @@ def write_whole(path: Path | str) -> Iterator[Path]:
     # The suffix stays last, because writers such as gzip and soundfile choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
+        with naming(path):
+            yield temporary
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say what could not be written, which a full disk's own words leave out."""
+    try:
+        yield
     except OSError as error:
         if error.errno is None or str(path) in str(error):
             raise
         raise OSError(error.errno, f"{os.strerror(error.errno)}: cannot write {path}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

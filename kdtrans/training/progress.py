@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kdtrans.artifacts import naming
 from kdtrans.data.batches import Batch
 
 
@@ -27,12 +28,14 @@ class MetricsLog:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Add one row."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        """Add one row; raises OSError naming the file when the disk is full."""
+        with naming(self._path):
+            with open(self._path, "a", encoding="utf-8") as file:
+                row = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
+                file.write(json.dumps(row) + "\n")
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
