@@ -27,9 +27,9 @@ FramesMs = Annotated[int, Field(ge=FRAME_MS, multiple_of=FRAME_MS)]
 
 # What `snakemake NAME` means already; a system is such a name too.
 TARGET_NAMES = {
-    *("all", "data", "teacher", "targets", "students", "decode", "report", "sweep"),
-    *("synth", "download", "prepare", "tokenizer", "check", "lm", "lstm_lm", "train_teacher", "gate", "dump", "verify"),
-    *("train_student", "tune_lm", "decode_testset", "score", "align", "choose"),
+    *("all", "prepare", "teacher", "targets", "student", "decode", "score", "report", "sweep"),
+    *("synth", "download", "prepare_corpus", "tokenizer", "check", "lm", "lstm_lm", "train_teacher", "gate", "dump"),
+    *("verify", "train_student", "tune_lm", "decode_testset", "rescore", "score_testset", "align", "choose"),
 }
 
 

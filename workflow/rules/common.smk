@@ -68,7 +68,7 @@ wildcard_constraints:
 
 
 def corpus_ready(wildcards):
-    """What `prepare` waits for: the rule that makes the corpus, or nothing where it is given or has been fetched."""
+    """What `prepare_corpus` waits for: the rule that makes the corpus, or nothing where it is given or has been fetched."""
     if MAKES_CORPUS:
         return f"{R}/corpus/SHA256SUMS"
     if CFG.corpus.name == "librispeech" and not CFG.corpus.root and not Path(f"{R}/corpus/.downloaded").exists():

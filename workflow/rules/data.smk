@@ -1,7 +1,7 @@
 """Audio and text -> tokenizer and manifest shards. The corpus is made (synth), fetched (LibriSpeech) or given."""
 
 
-rule data:
+rule prepare:
     input:
         f"{R}/data/summary.json",
         [f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],
@@ -40,7 +40,7 @@ rule download:  # only when it is asked for: `snakemake download`
         "exec kdtrans download --root {params.root} --parts {params.parts} > {log} 2>&1"
 
 
-rule prepare:
+rule prepare_corpus:
     input:
         corpus_ready,
     output:
@@ -78,8 +78,8 @@ rule tokenizer:
 
 rule check:
     input:
-        splits=rules.prepare.output.splits,
-        summary=rules.prepare.output.summary,
+        splits=rules.prepare_corpus.output.splits,
+        summary=rules.prepare_corpus.output.summary,
         tokenizer=TOKENIZER,
     output:
         tests=[f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],

@@ -14,8 +14,13 @@ for name in CFG.systems:
 
 rule decode:
     input:
-        decodings_of(["teacher", *RUNS], "score.json"),
         decodings_of(["teacher", *RUNS], "parquet"),
+
+
+rule score:
+    input:
+        decodings_of(["teacher", *RUNS], "score.json"),
+        decodings_of(["teacher", *RUNS], "score.parquet"),
         alignments_of(["teacher", *RUNS]),
 
 
@@ -98,7 +103,7 @@ rule rescore:
         " --out {output.hypotheses} > {log} 2>&1"
 
 
-rule score:
+rule score_testset:
     input:
         hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
         cuts=f"{R}/data/{{testset}}/cuts.00000.jsonl.gz",

@@ -16,7 +16,7 @@ rule report:
         alignments=reported(alignments_of(REPORTED)),
         data_summary=rules.check.output.summary,
         indices=reported(index_of(name) for name in target_sets_of(RUNS)),
-        unlabelled_text=rules.prepare.output.unlabelled_text,
+        unlabelled_text=rules.prepare_corpus.output.unlabelled_text,
     output:
         page=f"{R}/report/index.html",
         summary=f"{R}/report/summary.json",

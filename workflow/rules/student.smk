@@ -1,7 +1,7 @@
 """Manifests, and targets where a system reads them -> one student a run."""
 
 
-rule students:
+rule student:
     input:
         expand(f"{R}/systems/{{run}}/model.pt", run=RUNS),
 
