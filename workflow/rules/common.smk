@@ -167,8 +167,8 @@ def sweep_scores(wildcards):
 
 
 def option(flag, value):
-    """A command-line option, or nothing where its value is empty."""
-    return f"{flag} {value}" if value else ""
+    """The words of a command-line option, or none where its value is empty; `{params.NAME:q}` quotes each of them."""
+    return [flag, *(value if isinstance(value, list) else [value])] if value else []
 
 
 def max_seconds(wildcards, resources):
