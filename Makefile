@@ -65,7 +65,7 @@ STUDY := --configfile workflow/configs/an4.yaml workflow/configs/an4-study.yaml
 STUDY_LOW := $(STUDY) workflow/configs/an4-study-low.yaml
 FINISHED := --config 'report={finished_only: true}'
 study-an4: $(READY)
-	$(BIN)/snakemake $(or $(SYSTEMS),decode) $(STUDY)
+	$(BIN)/snakemake $(or $(SYSTEMS),score) $(STUDY)
 	$(BIN)/snakemake report $(STUDY) $(FINISHED)
 	$(BIN)/snakemake $(or $(SYSTEMS),baseline hard kd_unlabelled) $(STUDY_LOW)
 	$(BIN)/snakemake report $(STUDY_LOW) $(FINISHED)

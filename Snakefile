@@ -1,7 +1,7 @@
 """Distil a large pre-trained transducer teacher into a small Conformer student, from audio to a report of WERs.
 
-Rules say when and where, `kdtrans` says how. Each phase is a target: snakemake data | teacher | targets | students |
-decode | report; and so is each system of the configuration: snakemake baseline.
+Rules say when and where, `kdtrans` says how. Each phase is a target: snakemake prepare | teacher | targets | student |
+decode | score | report; and so is each system of the configuration: snakemake baseline.
 """
 
 from snakemake.utils import min_version
@@ -24,14 +24,15 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
-    data,
+    prepare,
     teacher,
     targets,
-    students,
+    student,
     decode,
     download,
     gate,
     score,
+    score_testset,
     report,
     sweep,
     choose,
@@ -40,9 +41,10 @@ localrules:
 rule all:  # every phase by name: Snakemake does not remake a missing file whose successors exist unless it is asked for
     default_target: True
     input:
-        rules.data.input,
+        rules.prepare.input,
         rules.teacher.input,
         rules.targets.input,
-        rules.students.input,
+        rules.student.input,
         rules.decode.input,
+        rules.score.input,
         rules.report.output,

@@ -10,26 +10,52 @@ from __future__ import annotations
 import os
 import re
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Policy = Literal["fail", "drop"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _path(value: str) -> str:
+    """A path as rules join it: without `./`, doubled or trailing slashes.
+
+    Commands are quoted and Snakemake matches names literally, so spaces, quotes, `$`, `;`, `*` and letters of any
+    script pass. Refused is what one of the tools on the way takes for something else.
+
+    Raises:
+        ValueError: naming what cannot stand in a path.
+    """
+    if bad := re.search(r"[{}<>]", value):
+        raise ValueError(f"{value!r}: Snakemake reads {bad[0]} as the sign of a pattern: take another name, or a link")
+    if bad := re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", value):
+        raise ValueError(f"{value!r}: {bad[0]!r} breaks lines of logs and lists: take another name, or a link")
+    if value != value.strip() or not value:
+        raise ValueError(f"{value!r} is empty, or starts or ends with a space: take another name, or a link")
+    path = str(PurePath(value))
+    if path.startswith("-"):
+        raise ValueError(f"{value!r} would pass for an option of a command: take another name, or the absolute path")
+    if path.startswith("~"):
+        raise ValueError(f"{value!r}: ~ is not expanded here: write ${{HOME}}, or the absolute path")
+    return path
+
+
+PathName = Annotated[str, AfterValidator(_path)]
 FRAME_MS = 40  # of every encoder; contracts.FRAME_SHIFT_MS is the same
 FramesMs = Annotated[int, Field(ge=FRAME_MS, multiple_of=FRAME_MS)]
 
 
 # What `snakemake NAME` means already; a system is such a name too.
 TARGET_NAMES = {
-    *("all", "data", "teacher", "targets", "students", "decode", "report", "sweep"),
-    *("synth", "download", "prepare", "tokenizer", "check", "lm", "lstm_lm", "train_teacher", "gate", "dump", "verify"),
-    *("train_student", "tune_lm", "decode_testset", "score", "align", "choose"),
+    *("all", "prepare", "teacher", "targets", "student", "decode", "score", "report", "sweep"),
+    *("synth", "download", "prepare_corpus", "tokenizer", "check", "lm", "lstm_lm", "train_teacher", "gate", "dump"),
+    *("verify", "train_student", "tune_lm", "decode_testset", "rescore", "score_testset", "align", "choose"),
 }
 
 
@@ -112,15 +138,15 @@ class CorpusConfig(Section):
     """Where speech comes from and which of the corpus's own parts play which role."""
 
     name: Literal["synth", "librispeech", "an4", "kaldi", "folder"] = "synth"
-    root: str | None = None
+    root: PathName | None = None
     """Folder of the corpus; null: made (synth) or downloaded (librispeech) below results. `${VAR}` is replaced."""
-    labelled: list[str] = ["train-labelled"]
+    labelled: list[PathName] = ["train-labelled"]
     """The corpus's parts used as labelled training data."""
-    unlabelled: list[str] = ["train-unlabelled"]
+    unlabelled: list[PathName] = ["train-unlabelled"]
     """The corpus's parts used as unlabelled training data; their text, if any, is set apart."""
-    dev: list[str] = ["dev"]
+    dev: list[PathName] = ["dev"]
     """The corpus's parts used for development; may be empty if split.dev_fraction > 0."""
-    test: dict[Name, list[str]] = {"test": ["test"]}
+    test: dict[Name, list[PathName]] = {"test": ["test"]}
     """Test sets: name -> the corpus's parts; null takes one away."""
     split: SplitConfig = SplitConfig()
     checks: ChecksConfig = ChecksConfig()
@@ -132,7 +158,15 @@ class CorpusConfig(Section):
     """Manifest shards of the training split; the target shards are one to one with them."""
     synth: SynthConfig = SynthConfig()
 
-    _test = field_validator("test", mode="before", json_schema_input_type=dict[Name, list[str] | None])(_without_nulls)
+    @field_validator("root", mode="before")
+    @classmethod
+    def _unset(cls, root: Any) -> Any:
+        """A preset says `${VAR}`; the variable may be empty, which is like null."""
+        return None if root == "" else root
+
+    _test = field_validator("test", mode="before", json_schema_input_type=dict[Name, list[PathName] | None])(
+        _without_nulls
+    )
 
     @model_validator(mode="after")
     def _roles(self) -> CorpusConfig:
@@ -153,7 +187,7 @@ class TokenizerConfig(Section):
     type: Literal["unigram", "char"] = "char"
     vocab_size: Annotated[int, Field(ge=4, le=65535)] = 256
     """Pieces with blank (id 0) and unknown (id 1); `char` takes what the text holds."""
-    model: str | None = None
+    model: PathName | None = None
     """An existing sentencepiece model to use instead of training one; its id 0 must be blank."""
 
 
@@ -178,9 +212,9 @@ class LmConfig(Section):
     """Of the n-gram."""
     transcripts: bool = True
     """Train on the labelled transcripts."""
-    texts: list[str] = []
+    texts: list[PathName] = []
     """Further text files, a sentence a line; `synth` adds its own."""
-    arpa: str | None = None
+    arpa: PathName | None = None
     """An existing token ARPA file to use instead of estimating one."""
     lstm: LstmLmConfig = LstmLmConfig()
 
@@ -496,7 +530,7 @@ class SearchConfig(Section):
 
 
 class TargetsConfig(Section):
-    teacher: str | None = None
+    teacher: PathName | None = None
     """model.pt of another teacher with the same tokenizer; null: the workflow's own."""
     along: Name | None = None
     """Another target set, whose paths this one follows, so that a student may average the two; nothing is searched."""
@@ -585,7 +619,7 @@ class Run(NamedTuple):
 class Config(Section):
     """The whole of config.yaml."""
 
-    results: str = "results"
+    results: PathName = "results"
     """Folder of everything that is generated."""
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -608,6 +642,13 @@ class Config(Section):
     """`snakemake sweep`: system -> keys of `student` -> values; a run for each combination, chosen between on dev."""
     decode: DecodeConfig = DecodeConfig()
     report: ReportConfig = ReportConfig()
+
+    @field_validator("results")
+    @classmethod
+    def _folder_of_its_own(cls, results: str) -> str:
+        if results == ".":
+            raise ValueError("the working directory itself: name a folder in it, or an absolute path")
+        return results
 
     _named = field_validator(
         "systems", "target_sets", mode="before", json_schema_input_type=dict[Name, dict[str, Any] | None]

@@ -83,7 +83,7 @@ def test_a_lost_shard_is_made_again_alone_with_what_follows(results: Path, snake
     finally:
         aside.rename(shard)
     assert planned["dump"] == planned["verify"] == planned["train_student"] == planned["report"] == 1
-    assert not planned.keys() & {"synth", "prepare", "check", "lm", "train_teacher", "gate"}
+    assert not planned.keys() & {"synth", "prepare_corpus", "check", "lm", "train_teacher", "gate"}
 
 
 @pytest.mark.parametrize(
@@ -92,38 +92,38 @@ def test_a_lost_shard_is_made_again_alone_with_what_follows(results: Path, snake
         ("teacher: {max_wer: 200000.0}", {"gate": 1}),
         (
             "decode: {max_duration_s: 30.0}",
-            {"decode_testset": DECODINGS, "score": DECODINGS, "align": 3, "report": 1},
+            {"decode_testset": DECODINGS, "score_testset": DECODINGS, "align": 3, "report": 1},
         ),
         (
             "decode: {searches: {greedy: {max_symbols: 2}}}",
-            {"decode_testset": 6, "score": 6, "report": 1},
+            {"decode_testset": 6, "score_testset": 6, "report": 1},
         ),
         (
             "systems: {kd_unlabelled: {kd: {weight: 0.3}}}",
-            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score": 6, "align": 1, "report": 1},
+            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score_testset": 6, "align": 1, "report": 1},
         ),
         (  # a system's filters are read with the targets
             "systems: {kd_unlabelled: {filters: {min_confidence: 0.5}}}",
-            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score": 6, "align": 1, "report": 1},
+            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score_testset": 6, "align": 1, "report": 1},
         ),
         (  # the n-gram stays, and the targets that the LSTM went into are made again
             "lm: {lstm: {updates: 20}}",
             {"lstm_lm": 1, "dump": 2, "verify": 1, "train_student": 1}
-            | {"tune_lm": 1, "decode_testset": 6, "score": 6, "align": 1, "report": 1},
+            | {"tune_lm": 1, "decode_testset": 6, "score_testset": 6, "align": 1, "report": 1},
         ),
         (  # a second target set and a system that learns from it
             "{target_sets: {top1: {top_k: 1}}, systems: {one: {kd: {weight: 1.0}, targets: top1}}}",
             {"dump": 2, "verify": 1, "train_student": 1}
-            | {"tune_lm": 1, "decode_testset": 4, "score": 4, "align": 1, "report": 1},
+            | {"tune_lm": 1, "decode_testset": 4, "score_testset": 4, "align": 1, "report": 1},
         ),
         (  # a set along the paths of one that is there
             "{target_sets: {again: {along: teacher}}, systems: {two: {kd: {weight: 1.0}, targets: [teacher, again]}}}",
             {"dump": 2, "verify": 1, "train_student": 1}
-            | {"tune_lm": 1, "decode_testset": 4, "score": 4, "align": 1, "report": 1},
+            | {"tune_lm": 1, "decode_testset": 4, "score_testset": 4, "align": 1, "report": 1},
         ),
         (  # seeds are runs of their own
             "systems: {more: {seeds: [1, 2]}}",
-            {"train_student": 2, "tune_lm": 2, "decode_testset": 8, "score": 8, "align": 2, "report": 1},
+            {"train_student": 2, "tune_lm": 2, "decode_testset": 8, "score_testset": 8, "align": 2, "report": 1},
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_two_teachers_are_dumped_along_the_same_paths(folder: Path, snakemake: S
 def test_a_sweep_decodes_dev_alone(results: Path, snakemake: Snakemake) -> None:
     over = "sweep: {kd_unlabelled: {kd.weight: [0.2, 2.0], kd.shift: [0, 1]}}"
     planned = jobs(snakemake("--dry-run", "sweep", over=over).stdout)
-    assert planned == {"train_student": 4, "decode_testset": 4, "score": 4, "choose": 1, "sweep": 1}
+    assert planned == {"train_student": 4, "decode_testset": 4, "score_testset": 4, "choose": 1, "sweep": 1}
     assert "Nothing to be done" in snakemake("--dry-run", over=over).stdout
 
 

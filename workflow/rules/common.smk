@@ -69,7 +69,7 @@ wildcard_constraints:
 
 
 def corpus_ready(wildcards):
-    """What `prepare` waits for: the rule that makes the corpus, or nothing where it is given or has been fetched."""
+    """What `prepare_corpus` waits for: the rule that makes the corpus, or nothing where it is given or has been fetched."""
     if MAKES_CORPUS:
         return f"{R}/corpus/SHA256SUMS"
     if CFG.corpus.name == "librispeech" and not CFG.corpus.root and not Path(f"{R}/corpus/.downloaded").exists():
@@ -168,8 +168,8 @@ def sweep_scores(wildcards):
 
 
 def option(flag, value):
-    """A command-line option, or nothing where its value is empty."""
-    return f"{flag} {value}" if value else ""
+    """The words of a command-line option, or none where its value is empty; `{params.NAME:q}` quotes each of them."""
+    return [flag, *(value if isinstance(value, list) else [value])] if value else []
 
 
 def max_seconds(wildcards, resources):

@@ -1,7 +1,7 @@
 """Audio and text -> tokenizer and manifest shards. The corpus is made (synth), fetched (LibriSpeech) or given."""
 
 
-rule data:
+rule prepare:
     input:
         f"{R}/data/summary.json",
         [f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],
@@ -23,7 +23,7 @@ if MAKES_CORPUS:
             cfg=SECTIONS["corpus"]["synth"],
             root=lambda w, output: Path(output.sums).parent,
         shell:
-            "exec kdtrans synth --config {params.config} --root {params.root} > {log} 2>&1"
+            "exec kdtrans synth --config {params.config:q} --root {params.root:q} > {log:q} 2>&1"
 
 
 rule download:  # only when it is asked for: `snakemake download`
@@ -37,10 +37,10 @@ rule download:  # only when it is asked for: `snakemake download`
         parts=CORPUS_PARTS,
         root=lambda w, output: Path(output[0]).parent,
     shell:
-        "exec kdtrans download --root {params.root} --parts {params.parts} > {log} 2>&1"
+        "exec kdtrans download --root {params.root:q} --parts {params.parts:q} > {log:q} 2>&1"
 
 
-rule prepare:
+rule prepare_corpus:
     input:
         corpus_ready,
     output:
@@ -57,7 +57,8 @@ rule prepare:
         root=CORPUS_ROOT,
         out_dir=lambda w, output: Path(output.summary).parent,
     shell:
-        "exec kdtrans prepare --config {params.config} --root {params.root} --out-dir {params.out_dir}" " > {log} 2>&1"
+        "exec kdtrans prepare --config {params.config:q} --root {params.root:q} --out-dir {params.out_dir:q}"
+        " > {log:q} 2>&1"
 
 
 rule tokenizer:
@@ -73,13 +74,14 @@ rule tokenizer:
         config=f"{R}/config/tokenizer.yaml",
         cfg=SECTIONS["tokenizer"],
     shell:
-        "exec kdtrans tokenizer --config {params.config} --cuts {input.cuts} --out {output.model}" " > {log} 2>&1"
+        "exec kdtrans tokenizer --config {params.config:q} --cuts {input.cuts:q} --out {output.model:q}"
+        " > {log:q} 2>&1"
 
 
 rule check:
     input:
-        splits=rules.prepare.output.splits,
-        summary=rules.prepare.output.summary,
+        splits=rules.prepare_corpus.output.splits,
+        summary=rules.prepare_corpus.output.summary,
         tokenizer=TOKENIZER,
     output:
         tests=[f"{R}/data/{testset}/cuts.00000.jsonl.gz" for testset in TEST_SETS],
@@ -94,5 +96,5 @@ rule check:
         prepared=lambda w, input: Path(input.summary).parent,
         out_dir=lambda w, output: Path(output.summary).parent,
     shell:
-        "exec kdtrans check --config {params.config} --prepared {params.prepared} --tokenizer {input.tokenizer}"
-        " --out-dir {params.out_dir} > {log} 2>&1"
+        "exec kdtrans check --config {params.config:q} --prepared {params.prepared:q} --tokenizer {input.tokenizer:q}"
+        " --out-dir {params.out_dir:q} > {log:q} 2>&1"

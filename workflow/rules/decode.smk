@@ -14,8 +14,13 @@ for name in CFG.systems:
 
 rule decode:
     input:
-        decodings_of(["teacher", *RUNS], "score.json"),
         decodings_of(["teacher", *RUNS], "parquet"),
+
+
+rule score:
+    input:
+        decodings_of(["teacher", *RUNS], "score.json"),
+        decodings_of(["teacher", *RUNS], "score.parquet"),
         alignments_of(["teacher", *RUNS]),
 
 
@@ -40,8 +45,9 @@ rule tune_lm:
             SECTIONS["decode"]["lm_weights"],
         ],
     shell:
-        "exec kdtrans tune-lm --config {params.config} --search {wildcards.search} --model {input.model}"
-        " --cuts {input.cuts} --tokenizer {input.tokenizer} --lm {input.lm} --out {output.weight} > {log} 2>&1"
+        "exec kdtrans tune-lm --config {params.config:q} --search {wildcards.search:q} --model {input.model:q}"
+        " --cuts {input.cuts:q} --tokenizer {input.tokenizer:q} --lm {input.lm:q} --out {output.weight:q}"
+        " > {log:q} 2>&1"
 
 
 rule decode_testset:
@@ -65,10 +71,11 @@ rule decode_testset:
             SECTIONS["decode"]["searches"][w.search],
             SECTIONS["decode"]["max_duration_s"],
         ],
-        lm=lambda w, input: (f"--lm {input.lm} --lm-weight {input.lm_weight}" if input.lm else ""),
+        lm=lambda w, input: option("--lm", input.lm) + option("--lm-weight", input.lm_weight),
     shell:
-        "exec kdtrans decode --config {params.config} --search {wildcards.search} --model {input.model}"
-        " --cuts {input.cuts} --tokenizer {input.tokenizer} {params.lm} --out {output.hypotheses} > {log} 2>&1"
+        "exec kdtrans decode --config {params.config:q} --search {wildcards.search:q} --model {input.model:q}"
+        " --cuts {input.cuts:q} --tokenizer {input.tokenizer:q} {params.lm:q} --out {output.hypotheses:q}"
+        " > {log:q} 2>&1"
 
 
 rule rescore:
@@ -93,12 +100,12 @@ rule rescore:
             SECTIONS["decode"]["lm_weights"],
         ],
     shell:
-        "exec kdtrans rescore --config {params.config} --search {wildcards.search} --nbest {input.nbest}"
-        " --dev {input.dev} --dev-cuts {input.dev_cuts} --tokenizer {input.tokenizer} --lm {input.lm}"
-        " --out {output.hypotheses} > {log} 2>&1"
+        "exec kdtrans rescore --config {params.config:q} --search {wildcards.search:q} --nbest {input.nbest:q}"
+        " --dev {input.dev:q} --dev-cuts {input.dev_cuts:q} --tokenizer {input.tokenizer:q} --lm {input.lm:q}"
+        " --out {output.hypotheses:q} > {log:q} 2>&1"
 
 
-rule score:
+rule score_testset:
     input:
         hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
         cuts=f"{R}/data/{{testset}}/cuts.00000.jsonl.gz",
@@ -112,9 +119,9 @@ rule score:
     params:
         system=lambda w: STUDENTS[w.run].system if w.run in STUDENTS else w.run,
     shell:
-        "exec kdtrans score --hypotheses {input.hypotheses} --cuts {input.cuts} --run {wildcards.run}"
-        " --system {params.system} --search {wildcards.search} --testset {wildcards.testset} --out {output.summary}"
-        " > {log} 2>&1"
+        "exec kdtrans score --hypotheses {input.hypotheses:q} --cuts {input.cuts:q} --run {wildcards.run:q}"
+        " --system {params.system:q} --search {wildcards.search:q} --testset {wildcards.testset:q}"
+        " --out {output.summary:q} > {log:q} 2>&1"
 
 
 rule align:
@@ -132,5 +139,5 @@ rule align:
         config=f"{R}/config/decode.yaml",
         cfg=SECTIONS["decode"]["max_duration_s"],
     shell:
-        "exec kdtrans align --config {params.config} --model {input.model} --cuts {input.cuts}"
-        " --tokenizer {input.tokenizer} --out {output.alignments} > {log} 2>&1"
+        "exec kdtrans align --config {params.config:q} --model {input.model:q} --cuts {input.cuts:q}"
+        " --tokenizer {input.tokenizer:q} --out {output.alignments:q} > {log:q} 2>&1"

@@ -21,8 +21,8 @@ rule lm:
         cfg={key: value for key, value in SECTIONS["lm"].items() if key != "lstm"},
         texts=lambda w, input: option("--texts", input.corpus_text),
     shell:
-        "exec kdtrans lm --config {params.config} --cuts {input.cuts} --tokenizer {input.tokenizer}"
-        " {params.texts} --out {output.arpa} > {log} 2>&1"
+        "exec kdtrans lm --config {params.config:q} --cuts {input.cuts:q} --tokenizer {input.tokenizer:q}"
+        " {params.texts:q} --out {output.arpa:q} > {log:q} 2>&1"
 
 
 rule lstm_lm:
@@ -43,5 +43,5 @@ rule lstm_lm:
         cfg=[SECTIONS["lm"][key] for key in ("lstm", "transcripts", "texts")],
         texts=lambda w, input: option("--texts", input.corpus_text),
     shell:
-        "exec kdtrans lstm-lm --config {params.config} --cuts {input.cuts} --dev {input.dev}"
-        " --tokenizer {input.tokenizer} {params.texts} --out {output.model} > {log} 2>&1"
+        "exec kdtrans lstm-lm --config {params.config:q} --cuts {input.cuts:q} --dev {input.dev:q}"
+        " --tokenizer {input.tokenizer:q} {params.texts:q} --out {output.model:q} > {log:q} 2>&1"

@@ -16,7 +16,7 @@ rule report:
         alignments=reported(alignments_of(REPORTED)),
         data_summary=rules.check.output.summary,
         indices=reported(index_of(name) for name in target_sets_of(RUNS)),
-        unlabelled_text=rules.prepare.output.unlabelled_text,
+        unlabelled_text=rules.prepare_corpus.output.unlabelled_text,
     output:
         page=f"{R}/report/index.html",
         summary=f"{R}/report/summary.json",
@@ -34,9 +34,9 @@ rule report:
         indices=lambda w, input: option("--indices", input.indices),
         out_dir=lambda w, output: Path(output.page).parent,
     shell:
-        "exec kdtrans report --config {params.config} --scores {input.scores} {params.alignments}"
-        " --data-summary {input.data_summary} --metrics {params.metrics} {params.indices}"
-        " --unlabelled-text {input.unlabelled_text} --out-dir {params.out_dir} > {log} 2>&1"
+        "exec kdtrans report --config {params.config:q} --scores {input.scores:q} {params.alignments:q}"
+        " --data-summary {input.data_summary:q} --metrics {params.metrics:q} {params.indices:q}"
+        " --unlabelled-text {input.unlabelled_text:q} --out-dir {params.out_dir:q} > {log:q} 2>&1"
 
 
 rule sweep:  # only when it is asked for: `snakemake sweep`
@@ -55,4 +55,4 @@ rule choose:
     conda:
         "../../envs/kdtrans.yaml"
     shell:
-        "exec kdtrans choose --scores {input.scores} --out {output.summary} > {log} 2>&1"
+        "exec kdtrans choose --scores {input.scores:q} --out {output.summary:q} > {log:q} 2>&1"

@@ -1,7 +1,7 @@
 """Manifests, and targets where a system reads them -> one student a run."""
 
 
-rule students:
+rule student:
     input:
         expand(f"{R}/systems/{{run}}/model.pt", run=RUNS),
 
@@ -25,9 +25,9 @@ rule train_student:
         cfg=lambda w: SECTIONS[f"systems/{w.run}"],
         checkpoints=f"{R}/systems/{{run}}/checkpoints",
         train=TRAIN,
-        source=lambda w, input: " ".join(option(f"--{n}", input.get(n)) for n in ("index", "teacher")),
+        source=lambda w, input: sum((option(f"--{n}", input.get(n)) for n in ("index", "teacher")), []),
         budget=max_seconds,
     shell:
-        "exec {params.trainer} train-student --config {params.config} --train {params.train}"
-        " --dev {input.dev} --tokenizer {input.tokenizer} {params.source} --checkpoints {params.checkpoints}"
-        " {params.budget} --out {output.model} > {log} 2>&1"
+        "exec {params.trainer} train-student --config {params.config:q} --train {params.train:q}"
+        " --dev {input.dev:q} --tokenizer {input.tokenizer:q} {params.source:q} --checkpoints {params.checkpoints:q}"
+        " {params.budget:q} --out {output.model:q} > {log:q} 2>&1"

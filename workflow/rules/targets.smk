@@ -23,10 +23,10 @@ rule dump:
         config=f"{R}/config/targets/{{targetset}}.yaml",
         cuts=f"{TRAIN}/cuts.{{shard}}.jsonl.gz",
         cfg=lambda w: SECTIONS[f"targets/{w.targetset}"],
-        options=lambda w, input: " ".join(option(f"--{n}", input.get(n)) for n in ("lm", "along")),
+        options=lambda w, input: sum((option(f"--{n}", input.get(n)) for n in ("lm", "along")), []),
     shell:
-        "exec kdtrans dump --config {params.config} --model {input.model} --cuts {params.cuts}"
-        " --tokenizer {input.tokenizer} {params.options} --out {output.targets} > {log} 2>&1"
+        "exec kdtrans dump --config {params.config:q} --model {input.model:q} --cuts {params.cuts:q}"
+        " --tokenizer {input.tokenizer:q} {params.options:q} --out {output.targets:q} > {log:q} 2>&1"
 
 
 rule verify:
@@ -47,5 +47,5 @@ rule verify:
         cuts=TRAIN,
         folder=lambda w, output: Path(output.index).parent,
     shell:
-        "exec kdtrans verify {params.folder} --cuts {params.cuts} --model {input.model}"
-        " --tokenizer {input.tokenizer} --out {output.index} > {log} 2>&1"
+        "exec kdtrans verify {params.folder:q} --cuts {params.cuts:q} --model {input.model:q}"
+        " --tokenizer {input.tokenizer:q} --out {output.index:q} > {log:q} 2>&1"

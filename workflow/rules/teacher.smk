@@ -28,9 +28,9 @@ rule train_teacher:
         checkpoints=f"{R}/teacher/checkpoints",
         budget=max_seconds,
     shell:
-        "exec {params.trainer} train-teacher --config {params.config} --train {params.train} --dev {input.dev}"
-        " --tokenizer {input.tokenizer} --checkpoints {params.checkpoints} {params.budget} --out {output.model}"
-        " > {log} 2>&1"
+        "exec {params.trainer} train-teacher --config {params.config:q} --train {params.train:q} --dev {input.dev:q}"
+        " --tokenizer {input.tokenizer:q} --checkpoints {params.checkpoints:q} {params.budget:q} --out {output.model:q}"
+        " > {log:q} 2>&1"
 
 
 rule gate:
@@ -47,4 +47,4 @@ rule gate:
         config=f"{R}/config/teacher.yaml",
         cfg=SECTIONS["teacher"]["max_wer"],
     shell:
-        "exec kdtrans gate --config {params.config} --model {input.model} --out {output.gate} > {log} 2>&1"
+        "exec kdtrans gate --config {params.config:q} --model {input.model:q} --out {output.gate:q} > {log:q} 2>&1"
