@@ -328,6 +328,23 @@ class TrainingConfig(Section):
         return self
 
 
+# Settings of training that change no number of the trained weights: speed and logging. Nor does how the loss over all
+# paths is computed, but for rounding; a band's is another loss, which BAND describes.
+NO_IDENTITY = {"backend", "log_every", "checkpoint_every", "workers", "cache_gb"}
+BAND = {"loss", "band_width", "band_margin"}
+
+
+def training_identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a teacher or student, as JSON values, that change a number of the trained weights.
+
+    The others are those of speed and logging, and the teacher's gate.
+    """
+    training = settings["training"]
+    left_out = NO_IDENTITY if training["loss"] == "banded" else NO_IDENTITY | BAND
+    kept = {key: value for key, value in training.items() if key not in left_out}
+    return {key: value for key, value in settings.items() if key != "max_wer"} | {"training": kept}
+
+
 class TeacherConfig(Section):
     encoder: str = "assets/whisper-tiny.en-encoder"
     """A folder or hub name for transformers (Wav2Vec2, HuBERT, WavLM, Whisper), `torchaudio:BUNDLE`, or `random`."""
