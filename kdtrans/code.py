@@ -9,6 +9,9 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+# Files and records are written one way or another, and settings are compared by their values: these modules grow with
+# every feature, and would mark all there is.
+LEFT_OUT = ("artifacts", "code", "config")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -16,8 +19,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def code_of(stage: str, package: Path = PACKAGE) -> dict[str, str]:
     """Hashes of the modules that a stage reaches by imports, those inside functions too.
 
-    Comments, docstrings, formatting and line numbers are left out: rewording them is no change. Packages' `__init__`
-    files hold no code. Hashes of two versions of Python may differ, where their grammars do.
+    Comments, docstrings, formatting and line numbers do not count, nor do LEFT_OUT.
+    Hashes of two versions of Python may differ, where their grammars do.
 
     Args:
         stage: the stage's name, which is its command's: its module is `stages/NAME.py`, with _ for -.
@@ -72,6 +75,7 @@ def _files(node: ast.Import | ast.ImportFrom, package: Path) -> Iterator[Path]:
     if isinstance(node, ast.ImportFrom):  # `from kdtrans.x import y`: y may be a module of its own
         names = [f"{node.module}", *(f"{node.module}.{name}" for name in names)]
     for name in names:
-        file = package.parent.joinpath(*name.split(".")).with_suffix(".py")
-        if file.is_relative_to(package) and file.exists():
-            yield file
+        root, _, module = name.partition(".")
+        if root == package.name and module and module not in LEFT_OUT:
+            path = package.joinpath(*module.split("."))
+            yield from (file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -771,13 +772,33 @@ def validate(section: type[SectionT], values: Any, source: str) -> SectionT:
 
 def read(section: type[SectionT], path: Path | str) -> SectionT:
     """Read one YAML file as a section; raises ConfigError as `validate` does."""
+    return validate(section, _read_mapping(path), str(path))
+
+
+def load(files: Sequence[Path], default: Path = Path("config.yaml")) -> Config:
+    """The configuration that Snakemake has with `--configfile FILES`, in the folder where it is started.
+
+    Args:
+        files: laid over the default, each over those before it.
+        default: left out where it does not exist, if there are others.
+
+    Raises:
+        ConfigError: when a file is missing or not YAML, or a key is wrong.
+    """
+    values: dict[str, Any] = {}
+    for path in [default, *files] if default.exists() or not files else files:
+        values = merge(values, _read_mapping(path))
+    return validate(Config, values, "configuration")
+
+
+def _read_mapping(path: Path | str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
-    return validate(section, values, str(path))
+    return values or {}
 
 
 def json_schema() -> dict[str, Any]:
