@@ -9,7 +9,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from kdtrans.artifacts import write_text
-from kdtrans.config import Config, ConfigError, validate
+from kdtrans.config import Config, ConfigError, training_identity, validate
 from kdtrans.layout import Layout
 
 # `.venv/bin/snakemake` finds `.venv/bin/kdtrans`, with the environment activated or not, here and in cluster jobs.
