@@ -120,6 +120,10 @@ class Survey:
     def _makers(self) -> dict[str, Artifact]:
         return {file: artifact for artifact in self.artifacts for file in artifact.files}
 
+    @cached_property
+    def _members(self) -> Counter[str]:
+        return Counter(artifact.series or artifact.path for artifact in self.artifacts)
+
     def _examine(self, artifact: Artifact) -> Row:
         stats = {file: self.files.stat(file) for file in artifact.files}
         size = sum(stat.st_size for stat in stats.values() if stat)
@@ -143,10 +147,12 @@ class Survey:
         """The artifacts that it is made from and that are made first, those of a series counted."""
         makers = {self._makers[path].path: self._makers[path] for path in _read_by(artifact) if path in self._makers}
         found = [row for row in map(self.row, makers.values()) if row.remade]
-        counts = Counter((row.artifact.series or row.artifact.path, row.state) for row in found)
-        for (name, state), count in counts.items():
-            is_what = "being made" if state == RUNNING else state
-            yield f"{name} is {is_what}" if count == 1 else f"{count:,} of {name} are {is_what}"
+        for (state, name), count in Counter((row.state, self._named(row.artifact)) for row in found).items():
+            yield f"{state}: {name if '*' not in name else f'{count:,} of {name}'}"
+
+    def _named(self, artifact: Artifact) -> str:
+        """Its series where it has others beside it, else itself."""
+        return artifact.series if self._members[artifact.series] > 1 else artifact.path
 
     def _changed_inputs(self, artifact: Artifact, record: Record) -> Iterator[str]:
         made = self.files.stat(artifact.path)

@@ -39,6 +39,7 @@ def _cells(name: str, group: list[Row]) -> list[str]:
     states = [f"{counts[state]:,} {state}" if len(group) > 1 else state for state in STATES if counts[state]]
     seconds, size = sum(row.seconds for row in group), sum(row.size for row in group)
     created = max(row.created for row in group).replace("T", " ")[:16]
+    name = group[0].artifact.path if len(group) == 1 else name
     return [f"  {name}", ", ".join(states), f"{seconds:,.1f}" if seconds else "", _size(size) if size else "", created]
 
 

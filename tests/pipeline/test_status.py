@@ -34,15 +34,32 @@ def remade(folder: Path, over: str) -> dict[str, int]:
     return dict(Counter(row.artifact.rule for row in rows if row.state != PRESENT))
 
 
-@pytest.mark.parametrize("presets", [["tiny.yaml"], [], ["an4.yaml", "an4-study.yaml"]], ids=["tiny", "demo", "study"])
+EVERYTHING = """
+target_sets: {again: {along: teacher}, second: {teacher: second.pt}}
+systems:
+  kd_unlabelled: {targets: again}  # reads no index of the set that it follows
+  second: {kd: {weight: 1.0}, targets: second}
+  lattice: {kd: {weight: 1.0, loss: full_lattice}, seeds: [1, 2]}
+sweep: {kd_unlabelled: {kd.weight: [0.2, 2.0]}}
+decode: {searches: {rescored: {type: beam, lm: lstm, rescore: beam}, beam: {type: beam}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("presets", "over"),
+    [(["tiny.yaml"], "{}"), ([], "{}"), (["an4.yaml", "an4-study.yaml"], "{}"), (["tiny.yaml"], EVERYTHING)],
+    ids=["tiny", "demo", "study", "everything"],
+)
 def test_the_layout_has_the_files_that_snakemake_plans(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presets: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presets: list[str], over: str
 ) -> None:
     for name in ("AN4_ROOT", "WHISPER_BASE"):
         monkeypatch.setenv(name, str(tmp_path))
-    files = [REPOSITORY / "config.yaml", *(CONFIGS / name for name in presets)]
+    (tmp_path / "over.yaml").write_text(over)
+    (tmp_path / "second.pt").touch()
+    files = [REPOSITORY / "config.yaml", *(CONFIGS / name for name in presets), tmp_path / "over.yaml"]
     command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--directory", tmp_path]
-    command += ["--configfile", *files, "--summary"]
+    command += ["all", *(["sweep"] if "sweep" in over else []), "--configfile", *files, "--summary"]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=dict(os.environ))
     assert run.returncode == 0, run.stderr[-3000:]
     _, *lines = run.stdout.splitlines()

@@ -52,10 +52,10 @@ def test_an_empty_folder_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_another_setting_is_named_and_what_follows_is_stale(maker: Maker) -> None:
     found = unlike(layout_of(KD))
     assert found.pop(STUDENT) == ("kd.weight 1.0 -> 0.3",)
-    assert found.pop("align/kd_unlabelled/test.parquet") == (f"results/{STUDENT} is stale",)
+    assert found.pop("align/kd_unlabelled/test.parquet") == (f"stale: results/{STUDENT}",)
     assert found.pop("report/index.html") == (
-        "4 of results/decode/kd_unlabelled/*/*.score.json are stale",
-        "results/align/kd_unlabelled/*.parquet is stale",
+        "stale: 4 of results/decode/kd_unlabelled/*/*.score.json",
+        "stale: results/align/kd_unlabelled/test.parquet",
     )
     assert {path.split("/")[1] for path in found} == {"kd_unlabelled"}
     assert {row.state for path, row in by_path(layout_of(KD)).items() if path in found} == {"stale"}
@@ -165,8 +165,8 @@ def test_a_lost_shard_is_missing_and_what_follows_is_stale(maker: Maker) -> None
     Path(layout_of().shards_of("teacher")[1]).unlink()
     rows = by_path(layout_of())
     assert rows["targets/teacher/train/part-00001.parquet"].state == "missing"
-    assert rows["targets/teacher/train/index.json"].why == ("results/targets/teacher/train/part-*.parquet is missing",)
-    assert rows[STUDENT].why == ("results/targets/teacher/train/index.json is stale",)
+    assert rows["targets/teacher/train/index.json"].why == ("missing: 1 of results/targets/teacher/train/part-*.parquet",)
+    assert rows[STUDENT].why == ("stale: results/targets/teacher/train/index.json",)
 
 
 def test_a_lost_manifest_shard_is_named(maker: Maker) -> None:
@@ -193,7 +193,7 @@ def test_a_trainer_at_work_says_how_far_it_has_come(maker: Maker) -> None:
         write_metrics(model, {"step": 20, "seconds": 20.0}, {"step": 40, "seconds": 30.0})
         row = by_path(layout)[STUDENT]
         assert (row.state, row.why) == ("running", ("update 40 of 1,000, 2.00 updates/s, 8 min left",))
-        assert f"results/{STUDENT} is being made" in by_path(layout)["align/kd_unlabelled/test.parquet"].why
+        assert f"running: results/{STUDENT}" in by_path(layout)["align/kd_unlabelled/test.parquet"].why
     assert by_path(layout)[STUDENT].why == ()  # without a checkpoint it starts anew
     (Path(model).parent / "checkpoints/last.pt").touch()
     row = by_path(layout)[STUDENT]
