@@ -787,6 +787,8 @@ def load(files: Sequence[Path], default: Path = Path("config.yaml")) -> Config:
     """
     values: dict[str, Any] = {}
     for path in [default, *files] if default.exists() or not files else files:
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist: run this where you run snakemake, and name files by --config")
         values = merge(values, _read_mapping(path))
     return validate(Config, values, "configuration")
 

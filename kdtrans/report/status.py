@@ -87,9 +87,12 @@ class Files:
         return self._stats[path]
 
     def sha256(self, path: str) -> str:
-        """Hash of a file's bytes."""
+        """Hash of a file's bytes; none of a file that a running job has just removed."""
         if path not in self._hashes:
-            self._hashes[path] = sha256_file(path)
+            try:
+                self._hashes[path] = sha256_file(path)
+            except FileNotFoundError:
+                self._hashes[path] = ""
         return self._hashes[path]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdtrans.__main__ import COMMANDS
+from kdtrans.artifacts import read_json, run_record
 from kdtrans.code import LEFT_OUT, PACKAGE, code_of, read_module
 
 SOURCE = '''"""A module."""
@@ -89,6 +90,14 @@ def test_a_change_in_what_only_score_reaches_is_one_of_score(package: Path) -> N
     assert {stage for stage in COMMANDS if now[stage] != before[stage]} == {"score"}
     changed = {name for name, sha in now["score"].items() if sha != before["score"].get(name)}
     assert changed == {"kdtrans/stages/score.py"}
+
+
+def test_a_run_record_has_the_code_of_its_stage(tmp_path: Path) -> None:
+    for stage in ("gate", "no stage"):
+        with run_record(tmp_path / "artifact", stage, {}):
+            (tmp_path / "artifact").touch()
+        assert read_json(tmp_path / "artifact.run.json")["code"] == code_of(stage)
+    assert code_of("no stage") == {}
 
 
 def test_what_is_left_out_is_there() -> None:
