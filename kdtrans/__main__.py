@@ -33,6 +33,7 @@ COMMANDS = {
     "choose": ("kdtrans.stages.choose", "choose the best run of a sweep on dev"),
     "report": ("kdtrans.stages.report", "write the table of systems and the HTML report"),
     "study": ("kdtrans.stages.study", "gather the reports of several results folders into one page"),
+    "status": ("kdtrans.stages.status", "list every artifact: present, stale and why, missing, running"),
     "transcribe": ("kdtrans.stages.transcribe", "transcribe audio files, as a stream where the model can"),
     "inspect": ("kdtrans.stages.inspect", "look into a manifest, target shard, checkpoint or hypothesis file"),
     "estimate": ("kdtrans.stages.estimate", "say what a dump will cost: gigabytes, hours, free disk"),

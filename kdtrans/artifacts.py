@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrans import __version__
+from kdtrans.code import code_of
 
 RECORDED_PACKAGES = ("kdtrans", "torch", "torchaudio", "transformers", "lhotse", "pyarrow", "sentencepiece", "jiwer")
 
@@ -204,7 +205,7 @@ def run_record(
 
     Args:
         artifact: the file that the stage makes.
-        stage: the stage's name.
+        stage: the stage's name; the code that is recorded is that of its module.
         config: what the stage was configured with, as plain JSON values.
         inputs: files whose hashes are recorded; those that do not exist are left out.
 
@@ -212,11 +213,12 @@ def run_record(
         A dictionary for what the stage wants to add (throughput, counts).
     """
     extra: dict[str, Any] = {}
+    code = code_of(stage)  # now: a long run's files may be edited before it ends
     with claimed(artifact):
         started = time.perf_counter()
         Path(f"{artifact}.run.json").unlink(missing_ok=True)  # it would pass for the record of what this run writes
         yield extra
-        record = _record(artifact, stage, config, inputs, started)
+        record = _record(artifact, stage, config, inputs, started) | {"code": code}
         write_json(f"{artifact}.run.json", record | extra)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -360,6 +361,23 @@ class TrainingConfig(Section):
                     f"{name} is {getattr(self, name):g}, which backend: {self.backend} has not: set it to 0"
                 )
         return self
+
+
+# Settings of training that change no number of the trained weights: speed and logging. Nor does how the loss over all
+# paths is computed, but for rounding; a band's is another loss, which BAND describes.
+NO_IDENTITY = {"backend", "log_every", "checkpoint_every", "workers", "cache_gb"}
+BAND = {"loss", "band_width", "band_margin"}
+
+
+def training_identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a teacher or student, as JSON values, that change a number of the trained weights.
+
+    The others are those of speed and logging, and the teacher's gate.
+    """
+    training = settings["training"]
+    left_out = NO_IDENTITY if training["loss"] == "banded" else NO_IDENTITY | BAND
+    kept = {key: value for key, value in training.items() if key not in left_out}
+    return {key: value for key, value in settings.items() if key != "max_wer"} | {"training": kept}
 
 
 class TeacherConfig(Section):
@@ -795,13 +813,35 @@ def validate(section: type[SectionT], values: Any, source: str) -> SectionT:
 
 def read(section: type[SectionT], path: Path | str) -> SectionT:
     """Read one YAML file as a section; raises ConfigError as `validate` does."""
+    return validate(section, _read_mapping(path), str(path))
+
+
+def load(files: Sequence[Path], default: Path = Path("config.yaml")) -> Config:
+    """The configuration that Snakemake has with `--configfile FILES`, in the folder where it is started.
+
+    Args:
+        files: laid over the default, each over those before it.
+        default: left out where it does not exist, if there are others.
+
+    Raises:
+        ConfigError: when a file is missing or not YAML, or a key is wrong.
+    """
+    values: dict[str, Any] = {}
+    for path in [default, *files] if default.exists() or not files else files:
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist: run this where you run snakemake, and name files by --config")
+        values = merge(values, _read_mapping(path))
+    return validate(Config, values, "configuration")
+
+
+def _read_mapping(path: Path | str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
-    return validate(section, values, str(path))
+    return values or {}
 
 
 def json_schema() -> dict[str, Any]:

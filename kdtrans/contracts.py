@@ -1,4 +1,4 @@
-"""Every file that passes between stages: where it lies, what is in it, and the checks a reader makes.
+"""Every file that passes between stages: what is in it, and the checks a reader makes; layout.py has the paths.
 
     corpus/LibriSpeech, corpus/lm.txt       the embedded corpus and text for its language model; corpus/SHA256SUMS last
     data/prepared/{split}.jsonl.gz          manifest of a split as the corpus has it; summary.json: hours by reason
@@ -20,7 +20,7 @@
     decode/{run}/{search}/{testset}.score.json            summary; see ScoreSummary
     align/{run}/{testset}.parquet           frames on which a model emits the reference; see ALIGNMENTS
     report/                                 table.txt, summary.json, index.html; sweep.txt, sweep.json
-    *.run.json                              beside each: how it was made; see artifacts.run_record
+    *.run.json                              beside each: settings, hashes of inputs and code; see artifacts.run_record
 
 No torch here: scoring, reporting and the workflow import this module.
 """

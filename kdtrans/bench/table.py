@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from kdtrans.artifacts import write_json
-from kdtrans.report.tables import align
+from kdtrans.report.columns import align
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from kdtrans.report.columns import align
 from kdtrans.report.plots import whisker
 from kdtrans.report.results import Against, Condition, Results, Row
 
@@ -64,18 +65,6 @@ def streaming_twins(results: Results) -> list[str]:
     """The systems, other than the baseline and the control, that some are compared with."""
     found = dict.fromkeys(a.system for row in results.rows for a in (row.baseline, row.control) if a)
     return [name for name in found if name not in (results.baseline, results.control)]
-
-
-def align(header: Sequence[str], lines: Sequence[Sequence[str]], labels: int = 1) -> str:
-    """Columns two spaces apart, the first `labels` flush left, the others flush right, a rule below the header."""
-    widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header))]
-
-    def join(cells: Sequence[str]) -> str:
-        padded = zip(cells, widths, strict=True)
-        joined = "  ".join(c.ljust(w) if column < labels else c.rjust(w) for column, (c, w) in enumerate(padded))
-        return joined.rstrip()
-
-    return "\n".join([join(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(join, lines)])
 
 
 def reduction(against: Against | None) -> str:

@@ -13,7 +13,7 @@ def main(scores: list[Path], out: Path) -> None:
         out: the JSON to write.
     """
     from kdtrans.artifacts import run_record, write_json, write_text
-    from kdtrans.report.tables import align
+    from kdtrans.report.columns import align
     from kdtrans.scoring.sweep import chosen_runs, read_dev_scores
 
     with run_record(out, "choose", {}, scores):

@@ -58,7 +58,8 @@ def main(
     if chosen.lm and (lm is None or lm_weight is None):
         raise ValueError(f"{config}: the search '{search}' has lm: {chosen.lm}: give --lm and --lm-weight")
     inputs = [model, *cuts, tokenizer, *(path for path in (lm, lm_weight) if path)]
-    with run_record(out, "decode", {"search": search, **chosen.model_dump(mode="json")}, inputs) as record:
+    given = {"search": search, **chosen.model_dump(mode="json"), "max_duration_s": settings.max_duration_s}
+    with run_record(out, "decode", given, inputs) as record:
         pieces = Tokenizer(tokenizer)
         device = pick_device()
         system = load_model(model, pieces).to(device)

@@ -20,5 +20,6 @@ def main(*, root: Path, parts: list[str]) -> None:
     if unknown:
         known = ", ".join(LIBRISPEECH + MINI_LIBRISPEECH)
         raise ValueError(f"LibriSpeech has no part {', '.join(unknown)}; it has {known}")
-    with run_record(root / "LibriSpeech", "download", {"parts": parts}):
+    # Beside the file that the workflow leaves once all is there.
+    with run_record(root / ".downloaded", "download", {"parts": parts}):
         download_librispeech(root, dataset_parts=parts)

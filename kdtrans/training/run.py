@@ -13,7 +13,7 @@ from lhotse import MonoCut
 from torch import Tensor
 
 from kdtrans.artifacts import run_record, sha256_file
-from kdtrans.config import KdConfig, StudentConfig, TeacherConfig, TrainingConfig
+from kdtrans.config import KdConfig, StudentConfig, TeacherConfig, TrainingConfig, training_identity
 from kdtrans.contracts import FRAME_SHIFT_MS
 from kdtrans.data.batches import BatchOrder, Example, Extract, FeatureCache, TrainingBatches
 from kdtrans.data.tokenizer import Tokenizer
@@ -29,14 +29,6 @@ from kdtrans.training.shift import ShiftTracker
 from kdtrans.training.stopping import Stop
 
 RESUME_ME = 75  # EX_TEMPFAIL: the workflow's driver starts the job again
-# Settings that change no number of the trained weights (speed, logging, the teacher's gate): changing them resumes.
-# Nor does how the loss over all paths is computed, but for rounding; a band's is another loss, which BAND describes.
-NO_IDENTITY: dict[str, set[str] | bool] = {
-    "training": {"backend", "log_every", "checkpoint_every", "workers", "cache_gb"},
-    "max_wer": True,
-}
-
-BAND = ("loss", "band_width", "band_margin")
 
 
 def train_model(
@@ -205,12 +197,8 @@ def largest_grids(examples: list[Example], order: BatchOrder, vocab_size: int) -
 
 def identity_of(config: TeacherConfig | StudentConfig, inputs: list[Path]) -> dict[str, Any]:
     """What the checkpoints of a run belong to: all settings and files that change a number of the trained weights."""
-    settings = config.model_dump(mode="json", exclude=NO_IDENTITY)
-    if config.training.loss != "banded":
-        for name in BAND:
-            del settings["training"][name]
     return {
-        "config": settings,
+        "config": training_identity(config.model_dump(mode="json")),
         # No mapping by name: the first shards of train and dev have the same.
         "inputs": [f"{sha256_file(path)}  {path.name}" for path in inputs],
     }

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdtrans import contracts
+from tests.pipeline.test_status import remade
 
 REPOSITORY = Path(__file__).parents[2]
 Snakemake = Callable[..., subprocess.CompletedProcess[str]]  # the fixture of conftest.py
@@ -90,6 +91,7 @@ def test_a_lost_shard_is_made_again_alone_with_what_follows(results: Path, snake
     ("over", "planned"),
     [
         ("teacher: {max_wer: 200000.0}", {"gate": 1}),
+        ("{teacher: {training: {log_every: 1}}, student: {training: {cache_gb: 1.0, band_width: 7}}}", {}),
         (
             "decode: {max_duration_s: 30.0}",
             {"decode_testset": DECODINGS, "score_testset": DECODINGS, "align": 3, "report": 1},
@@ -128,9 +130,11 @@ def test_a_lost_shard_is_made_again_alone_with_what_follows(results: Path, snake
     ],
 )
 def test_a_changed_key_reruns_what_depends_on_it(
-    results: Path, snakemake: Snakemake, over: str, planned: dict[str, int]
+    results: Path, snakemake: Snakemake, monkeypatch: pytest.MonkeyPatch, over: str, planned: dict[str, int]
 ) -> None:
     assert jobs(snakemake("--dry-run", over=over).stdout) == planned
+    monkeypatch.chdir(results.parent)
+    assert remade(results.parent, over) == planned, "what status says differs from what Snakemake plans"
 
 
 def test_two_teachers_are_dumped_along_the_same_paths(folder: Path, snakemake: Snakemake) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdtrans.config import Config, ConfigError, json_schema, merge, read, validate
+from kdtrans.config import Config, ConfigError, json_schema, load, merge, read, validate
 
 REPOSITORY = Path(__file__).parents[2]
 DEFAULTS = REPOSITORY / "config.yaml"
@@ -31,6 +31,22 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_config_yaml_spells_out_every_default() -> None:
     assert flat(yaml.safe_load(DEFAULTS.read_text())) == flat(Config().model_dump(mode="json"))
     assert read(Config, DEFAULTS) == Config()
+
+
+def test_files_are_laid_over_the_default_as_snakemake_does(tmp_path: Path) -> None:
+    default, first, second = (tmp_path / name for name in ("config.yaml", "first.yaml", "second.yaml"))
+    default.write_text("{results: here, lm: {order: 5}}")
+    first.write_text("{lm: {order: 3, transcripts: false}}")
+    second.write_text("{lm: {order: 2}}")
+    loaded = load([first, second], default)
+    assert (loaded.results, loaded.lm.order, loaded.lm.transcripts) == ("here", 2, False)
+    assert load([], default).lm.order == 5
+    default.unlink()
+    assert load([first], default).results == "results"
+    with pytest.raises(ConfigError, match=r"config\.yaml does not exist: .*--config"):
+        load([], default)
+    with pytest.raises(ConfigError, match=r"third\.yaml does not exist"):
+        load([tmp_path / "third.yaml"], default)
 
 
 def test_schema_file_is_current() -> None:

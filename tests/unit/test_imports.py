@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 FLOORS = [
-    {"__init__", "artifacts", "config", "contracts"},
+    {"__init__", "artifacts", "code", "config", "contracts", "layout"},
     {"lattice"},
     {"models", "losses"},
     {"data", "targets", "training", "search", "scoring", "report"},
@@ -19,7 +19,7 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_TORCH = {"__init__", "artifacts", "config", "contracts", "scoring", "report", "__main__"}
+WITHOUT_TORCH = {"__init__", "artifacts", "code", "config", "contracts", "layout", "scoring", "report", "__main__"}
 NEEDS_TORCH = {"torch", "torchaudio", "transformers", "lhotse"}
 FILES = sorted((REPOSITORY / "kdtrans").rglob("*.py"))
 

@@ -10,7 +10,8 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from kdtrans.artifacts import write_text
-from kdtrans.config import Config, ConfigError, validate
+from kdtrans.config import Config, ConfigError, training_identity, validate
+from kdtrans.layout import Layout
 
 # `.venv/bin/snakemake` finds `.venv/bin/kdtrans`, with the environment activated or not, here and in cluster jobs.
 os.environ |= {"PATH": os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])}
@@ -20,40 +21,29 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
+LAYOUT = Layout(CFG)  # where everything lies
+
 # What each stage is given: the file's name below config/ -> its values, defaults filled in. A rule takes the values that
 # it depends on as `params: cfg`, so that a changed key reruns that stage and what follows; the files are no inputs.
 SECTIONS = {
     name: getattr(CFG, name).model_dump(mode="json")
     for name in ("corpus", "tokenizer", "lm", "teacher", "decode", "report")
 }
-TARGET_SETS = {name: CFG.target_set(name) for name in CFG.target_sets}
+TARGET_SETS = LAYOUT.target_sets
 SECTIONS |= {f"targets/{name}": settings.model_dump(mode="json") for name, settings in TARGET_SETS.items()}
 
-# A run is one training of a student: a system, one of its seeds, or one point of a sweep.
-RUNS, SWEEP_RUNS = CFG.runs(), CFG.sweep_runs()
-STUDENTS = RUNS | SWEEP_RUNS
+RUNS, SWEEP_RUNS, STUDENTS = LAYOUT.runs, LAYOUT.sweep_runs, LAYOUT.students
 SECTIONS |= {f"systems/{name}": run.config.model_dump(mode="json") for name, run in STUDENTS.items()}
 
-R = CFG.results
-TEST_SETS = ["dev", *CFG.corpus.test]
-SEARCHES = CFG.decode.searches
+R, TEST_SETS, SEARCHES, SHARDS = LAYOUT.results, LAYOUT.test_sets, LAYOUT.searches, LAYOUT.shards
 LM_SEARCHES = [name for name, search in SEARCHES.items() if search.lm]
-SHARDS = [f"{n:05d}" for n in range(CFG.corpus.num_shards)]
 
-MAKES_CORPUS = CFG.corpus.name == "synth" and not CFG.corpus.root
-CORPUS_ROOT = CFG.corpus.root or f"{R}/corpus"
-CORPUS_PARTS = sorted(
-    {*CFG.corpus.labelled, *CFG.corpus.unlabelled, *CFG.corpus.dev, *sum(CFG.corpus.test.values(), [])}
-)
+MAKES_CORPUS, CORPUS_ROOT, CORPUS_PARTS = LAYOUT.makes_corpus, LAYOUT.corpus_root, LAYOUT.corpus_parts
+TOKENIZER, LMS, TEACHER, TRAIN, DEV_CUTS = LAYOUT.tokenizer, LAYOUT.lms, LAYOUT.teacher, LAYOUT.train, LAYOUT.dev_cuts
 
-TOKENIZER = f"{R}/tokenizer/tokenizer.model"
-LMS = {"ngram": f"{R}/lm/lm.arpa", "lstm": f"{R}/lm/lstm.pt"}
-TEACHER = f"{R}/teacher/model.pt"
-# The manifest shards of train. Commands are given the folder, for thousands of paths do not fit on a command line; rules
-# depend on data/summary.json, which holds one hash of them all: as outputs of `check` and inputs of everything else,
-# they would make the time to plan grow with their square.
-TRAIN = f"{R}/data/train"
-DEV_CUTS = f"{R}/data/dev/cuts.00000.jsonl.gz"
+shards_of, index_of, target_sets_of = LAYOUT.shards_of, LAYOUT.index_of, LAYOUT.target_sets_of
+lm_of, searches_of, reported = LAYOUT.lm_of, LAYOUT.searches_of, LAYOUT.reported
+decodings_of, alignments_of = LAYOUT.decodings_of, LAYOUT.alignments_of
 
 
 def one_of(names):
@@ -71,8 +61,8 @@ wildcard_constraints:
 def corpus_ready(wildcards):
     """What `prepare_corpus` waits for: the rule that makes the corpus, or nothing where it is given or has been fetched."""
     if MAKES_CORPUS:
-        return f"{R}/corpus/SHA256SUMS"
-    if CFG.corpus.name == "librispeech" and not CFG.corpus.root and not Path(f"{R}/corpus/.downloaded").exists():
+        return LAYOUT.corpus_sums
+    if LAYOUT.downloads_corpus and not Path(LAYOUT.downloaded).exists():
         raise WorkflowError(
             "LibriSpeech is not here: `snakemake download` fetches it, or set corpus.root to your copy."
         )
@@ -81,26 +71,9 @@ def corpus_ready(wildcards):
     return []
 
 
-def shards_of(targetset):
-    """The target shards of a set."""
-    return [f"{R}/targets/{targetset}/train/part-{shard}.parquet" for shard in SHARDS]
-
-
-def index_of(targetset):
-    """The index of a target set's shards, written when they have been checked; index.arrow lies beside it."""
-    return f"{R}/targets/{targetset}/train/index.json"
-
-
-def target_sets_of(runs):
-    """The target sets that some runs read, each once."""
-    return list(
-        dict.fromkeys(name for run in runs.values() if run.config.reads_targets for name in run.config.target_sets)
-    )
-
-
 def teacher_of(wildcards):
     """The model that makes a target set: the one that the set names, or the workflow's own."""
-    return TARGET_SETS[wildcards.targetset].teacher or TEACHER
+    return LAYOUT.teacher_of(wildcards.targetset)
 
 
 def made_from(wildcards):
@@ -110,61 +83,25 @@ def made_from(wildcards):
     if teacher["model"] == TEACHER:
         # Has to stand there; passing it anew changes no target.
         teacher |= {"gate": ancient(rules.gate.output.gate)}
-    return teacher | ({"along": f"{R}/targets/{along}/train/part-{wildcards.shard}.parquet"} if along else {})
-
-
-def lm_of(name):
-    """The file of the language model that a search names, or nothing where it names none."""
-    return LMS[name] if name else []
+    return teacher | ({"along": LAYOUT.shard(along, wildcards.shard)} if along else {})
 
 
 def model_of(wildcards):
     """The model of a run; the teacher's is one."""
-    return TEACHER if wildcards.run == "teacher" else f"{R}/systems/{wildcards.run}/model.pt"
-
-
-def searches_of(run):
-    """The searches that a run is decoded with: those that name a chunk size are for streaming students."""
-    streaming = run in STUDENTS and STUDENTS[run].config.encoder.streaming
-    return [name for name, search in SEARCHES.items() if streaming or not search.chunk_ms]
-
-
-def decodings_of(runs, suffix):
-    """The files of some runs for each of their searches and each test set."""
-    return [
-        f"{R}/decode/{run}/{search}/{testset}.{suffix}"
-        for run in runs
-        for search in searches_of(run)
-        for testset in TEST_SETS
-    ]
-
-
-def alignments_of(runs):
-    """The alignments of some runs, from which emission delays are read: every test set but dev."""
-    return expand(f"{R}/align/{{run}}/{{testset}}.parquet", run=runs, testset=list(CFG.corpus.test))
+    return LAYOUT.model_of(wildcards.run)
 
 
 def distils_from(wildcards):
-    """What a run learns from: indices of target shards, the teacher itself, or, a baseline, from neither.
-
-    The shards themselves are no inputs: any change of one gives a new index.
-    """
-    config = STUDENTS[wildcards.run].config
-    shards = {"index": [index_of(name) for name in config.target_sets]} if config.reads_targets else {}
-    return shards | ({"teacher": TEACHER, "gate": ancient(rules.gate.output.gate)} if config.kd.runs_teacher else {})
-
-
-def reported(paths):
-    """What the report reads of these: all, or what is there."""
-    return [path for path in paths if not CFG.report.finished_only or Path(path).exists()]
+    """What a run learns from, and the gate where that is the teacher itself."""
+    found = LAYOUT.distils_from(wildcards.run)
+    return found | ({"teacher": TEACHER, "gate": ancient(rules.gate.output.gate)} if "teacher" in found else {})
 
 
 def sweep_scores(wildcards):
     """What a sweep is judged by: dev, decoded with the first of the searches that are for every system."""
     if not SWEEP_RUNS:
         raise WorkflowError("sweep is empty: name a system, keys and values, as in {kd: {kd.weight: [0.2, 0.5]}}")
-    search, *_ = searches_of("teacher")
-    return [f"{R}/decode/{run}/{search}/dev.score.json" for run in SWEEP_RUNS]
+    return LAYOUT.sweep_scores()
 
 
 def option(flag, value):

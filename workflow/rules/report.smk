@@ -1,12 +1,7 @@
 """Scores, alignments, data summary, training curves and targets -> the table of systems, the report, the sweep's choice."""
 
-RUN_METRICS = {"teacher": f"{R}/teacher/checkpoints/metrics.jsonl"} | {
-    run: f"{R}/systems/{run}/checkpoints/metrics.jsonl" for run in RUNS
-}
-
-
-# A run's alignments may be finished before its first score: then the report leaves it out altogether.
-REPORTED = [run for run in ["teacher", *RUNS] if reported(decodings_of([run], "score.json"))]
+RUN_METRICS = {run: f"{LAYOUT.checkpoints_of(run)}/metrics.jsonl" for run in ["teacher", *RUNS]}
+REPORTED = LAYOUT.reported_runs
 
 
 rule report:

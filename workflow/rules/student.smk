@@ -22,7 +22,7 @@ rule train_student:
     params:
         trainer=trainer,
         config=f"{R}/config/systems/{{run}}.yaml",
-        cfg=lambda w: SECTIONS[f"systems/{w.run}"],
+        cfg=lambda w: training_identity(SECTIONS[f"systems/{w.run}"]),
         checkpoints=f"{R}/systems/{{run}}/checkpoints",
         train=TRAIN,
         source=lambda w, input: sum((option(f"--{n}", input.get(n)) for n in ("index", "teacher")), []),

@@ -24,7 +24,7 @@ rule train_teacher:
         trainer=trainer,
         train=TRAIN,
         config=f"{R}/config/teacher.yaml",
-        cfg={key: value for key, value in SECTIONS["teacher"].items() if key != "max_wer"},
+        cfg=training_identity(SECTIONS["teacher"]),
         checkpoints=f"{R}/teacher/checkpoints",
         budget=max_seconds,
     shell:

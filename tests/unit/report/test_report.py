@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from kdtrans.contracts import ContractError
+from kdtrans.report.columns import align
 from kdtrans.report.curves import curve, read_metrics
 from kdtrans.report.diagnostics import pseudo_labels
 from kdtrans.report.results import read_results
-from kdtrans.report.tables import align, millions, signed, text_table
+from kdtrans.report.tables import millions, signed, text_table
 from kdtrans.stages.report import main
 
 VOID = {"meta"}
