@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdtrans.artifacts import claimed, code_revision, package_versions, read_json, write_json, write_whole
+from kdtrans.artifacts import claimed, package_versions, read_json, write_json, write_whole
+from kdtrans.code import code_of
 from kdtrans.config import StudentConfig, TeacherConfig, validate
 from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
@@ -211,10 +212,8 @@ def hand_back(folder: Path, out: Path) -> bool:
         return False
     try:
         record = read_json(f"{out}.run.json")
-        same = {name: record.get(name) for name in ("code_revision", "packages")} == {
-            "code_revision": code_revision(),
-            "packages": package_versions(),
-        }
+        made_by = {"code": code_of(str(record.get("stage"))), "packages": package_versions()}
+        same = {name: record.get(name) for name in made_by} == made_by
         if same and record.get("fingerprint") == read_model(kept)["fingerprint"]:
             if not out.exists():
                 os.replace(kept, out)

@@ -170,7 +170,7 @@ def test_a_finished_run_that_is_asked_for_again_is_handed_back(
         assert out.stat().st_mtime >= started - 0.1
 
 
-@pytest.mark.parametrize("changed", ["packages", "record", "model", "no record"])
+@pytest.mark.parametrize("changed", ["code", "packages", "record", "model", "no record"])
 def test_what_would_not_be_the_same_again_is_trained_again(
     toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
 ) -> None:
@@ -181,6 +181,8 @@ def test_what_would_not_be_the_same_again_is_trained_again(
     fingerprint = fingerprint_of(out)
     out.unlink()
     match changed:
+        case "code":
+            write_json(record, read_json(record) | {"code": {"kdtrans/losses/fused.py": "0" * 12}})
         case "packages":
             write_json(record, read_json(record) | {"packages": {"torch": "0.0"}})
         case "record":
