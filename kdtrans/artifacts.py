@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -11,6 +12,7 @@ import platform
 import resource
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +25,9 @@ from kdtrans import __version__
 from kdtrans.code import code_of
 
 RECORDED_PACKAGES = ("kdtrans", "torch", "torchaudio", "transformers", "lhotse", "pyarrow", "sentencepiece", "jiwer")
+
+# What a file system without locks answers, such as Lustre mounted without `flock`.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -107,6 +112,9 @@ def is_claimed(path: Path | str) -> bool:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
     finally:
         os.close(handle)
     return False
@@ -133,6 +141,11 @@ def _take(path: Path, wait_s: float) -> tuple[int, bool]:
                 print(f"waiting for another process that is making {path}", flush=True)
             waited = True
             time.sleep(min(1.0, wait_s))
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            print(f"warning: no locks on the file system of {path}: run one Snakemake at a time", file=sys.stderr)
+            return handle, waited
         os.close(handle)
 
 
@@ -222,9 +235,7 @@ def run_record(
         write_json(f"{artifact}.run.json", record | extra)
 
 
-def _record(
-    artifact: Path | str, stage: str, config: Any, inputs: list[Path] | None, started: float
-) -> dict[str, Any]:
+def _record(artifact: Path | str, stage: str, config: Any, inputs: list[Path] | None, started: float) -> dict[str, Any]:
     return {
         "stage": stage,
         "artifact": Path(artifact).name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -80,6 +82,19 @@ def test_many_writers_take_turns(tmp_path: Path) -> None:
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
     assert path.read_text() == str(3 * turns)
     assert [entry.name for entry in tmp_path.iterdir()] == ["number"]
+
+
+def test_without_locks_the_work_is_done_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with claimed(tmp_path / "part.parquet") as waited:
+        assert not waited
+        assert not is_claimed(tmp_path / "part.parquet")  # nobody can tell
+    assert "part.parquet: run one Snakemake at a time" in capsys.readouterr().err
 
 
 def test_a_stage_claims_what_it_makes(tmp_path: Path) -> None:
