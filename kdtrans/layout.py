@@ -14,7 +14,8 @@ from typing import Any
 
 from kdtrans.config import Config, Run, training_identity
 
-RULES = {"decode": "decode_testset"}  # rules that are not called as their stage: those names are a phase's
+# Rules that are not called as their stage: those names are a phase's.
+RULES = {"prepare": "prepare_corpus", "decode": "decode_testset", "score": "score_testset"}
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class Layout:
         for run, testset in product(("teacher", *self.students), self.config.corpus.test):
             inputs = (self.model_of(run), self.cuts_of(testset), self.tokenizer)
             out, series = self.alignment(run, testset), self.alignment(run, "*")
-            yield Artifact(self._phase(run, "decode"), "align", out, settings, inputs, series=series)
+            yield Artifact(self._phase(run, "score"), "align", out, settings, inputs, series=series)
 
     def _scores(self) -> Iterator[Artifact]:
         for (run, search), testset in product(self._decoded(), self.test_sets):
