@@ -28,8 +28,11 @@ No torch here: scoring, reporting and the workflow import this module.
 from __future__ import annotations
 
 import gzip
+import json
+import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -152,7 +155,14 @@ class ScoreSummary:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ScoreSummary:
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        """Raises KeyError or TypeError naming the entry that is missing or of another type; NaN is no number."""
+        summary = cls(**{field.name: values[field.name] for field in fields(cls)})
+        for field in fields(cls):
+            value = getattr(summary, field.name)
+            kinds = {"str": str, "int": int, "float": int | float, "int | None": int | None}[str(field.type)]
+            if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+                raise TypeError(f"{field.name} is {value!r}, expected {field.type}")
+        return summary
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -220,33 +230,99 @@ def read_manifest_lines(path: Path | str) -> list[str]:
         ) from None
 
 
+def parse_cut(line: str, where: str) -> dict[str, Any]:
+    """A line of a manifest as JSON values, checked: what every later stage takes for granted.
+
+    Args:
+        line: of `read_manifest_lines`.
+        where: file and line, for the message.
+
+    Raises:
+        ContractError: when it is no MonoCut with an id, a duration, one supervision with a speaker and a text or null,
+            and audio in a file. lhotse's other sources are refused: one of them is a command that it would run.
+    """
+    try:
+        cut = json.loads(line)
+        (supervision,) = cut["supervisions"]
+        sources = cut["recording"]["sources"] if cut.get("recording") else []
+        checks = {
+            "type": cut["type"] == "MonoCut",
+            "id": _is_text(cut["id"]) and cut["id"] != "",
+            "start": _is_seconds(cut["start"]),
+            "duration": _is_seconds(cut["duration"]) and cut["duration"] > 0,
+            "text": supervision.get("text") is None or _is_text(supervision["text"]),
+            "speaker": _is_text(supervision["speaker"]),
+            "recording.sources": all(source["type"] == "file" and _is_text(source["source"]) for source in sources),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ContractError(
+            f"{where}: not a cut with an id, a duration and one supervision ({error!r}): make the manifest anew"
+        ) from None
+    for name, is_sound in checks.items():
+        if not is_sound:
+            raise ContractError(f"{where}: the cut's {name} is not what a manifest has there: make it anew")
+    return dict(cut)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that a file can hold: JSON can spell halves of characters, UTF-8 cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 def write_table(table: pa.Table, path: Path | str, metadata: dict[str, str] | None = None, **options: Any) -> None:
-    """Write a whole Parquet file (zstd) whose footer carries `metadata` under `kdtrans.` keys."""
+    """Write a whole Parquet file (zstd, pages with checksums) whose footer carries `metadata` under `kdtrans.` keys."""
     from kdtrans.artifacts import write_whole
 
     footer = {f"kdtrans.{key}": value for key, value in (metadata or {}).items()}
     table = table.replace_schema_metadata(footer)
     with write_whole(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", **options)
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, **options)
+
+
+@contextmanager
+def whole_parquet(path: Path | str) -> Iterator[None]:
+    """Turn what pyarrow raises for damaged bytes, which is of a dozen types, into a ContractError naming the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise ContractError(
+            f"{path} is not a whole Parquet file ({reason}): delete it and rerun the stage that makes it"
+        ) from None
 
 
 def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
     """Read a Parquet file and check its columns.
 
     Raises:
-        ContractError: naming the file, when it is not whole Parquet or its columns differ from the schema.
+        ContractError: naming the file, when it is not whole Parquet, its columns differ from the schema, or a value is
+            missing: no column of any contract may be null.
     """
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ContractError(
-            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
-        ) from None
-    if not table.schema.equals(schema, check_metadata=False):
-        raise ContractError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(schema)}")
+    with whole_parquet(path):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        if not table.schema.equals(schema, check_metadata=False):
+            raise ContractError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(schema)}")
+        table.validate(full=True)  # text that is not UTF-8, lists that overlap
+    for name in has_nulls(table):
+        raise ContractError(f"{path}: nulls in column {name}: delete it and rerun the stage that makes it")
     return table
+
+
+def has_nulls(table: pa.Table) -> list[str]:
+    """The columns with nulls, or with lists that have some."""
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    return [
+        name
+        for name, column in columns.items()
+        if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count)
+    ]
 
 
 def read_footer(path: Path | str) -> dict[str, str]:
@@ -255,23 +331,29 @@ def read_footer(path: Path | str) -> dict[str, str]:
     Raises:
         ContractError: when the file is not whole Parquet or no kdtrans stage wrote it.
     """
-    try:
+    with whole_parquet(path):
         metadata = pq.read_schema(path).metadata or {}
-    except FileNotFoundError:
-        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ContractError(
-            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
-        ) from None
-    try:
         footer = {key.decode()[8:]: value.decode() for key, value in metadata.items() if key.startswith(b"kdtrans.")}
-    except UnicodeDecodeError as error:
-        raise ContractError(
-            f"{path}: the footer is damaged ({error}): delete it and rerun the stage that makes it"
-        ) from None
     if not footer:
         raise ContractError(f"{path}: the footer has no kdtrans entries; it was not written by this workflow")
     return footer
+
+
+def footer_number(footer: dict[str, str], key: str, source: Path | str) -> float:
+    """A number from 0 up in a footer.
+
+    Raises:
+        ContractError: naming the file, when the entry is missing or no such number.
+    """
+    try:
+        number = float(footer[key])
+    except (KeyError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ContractError(
+            f"{source}: {key} in the footer is {footer.get(key)!r}, not a number from 0 up: make the file anew"
+        )
+    return number
 
 
 def _columns(schema: pa.Schema) -> str:
