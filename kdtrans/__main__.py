@@ -53,6 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"kdtrans: no stage '{argv[0]}'; the stages are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    for part in argv:
+        # A file name is any bytes; what is not UTF-8 in it comes as lone surrogates, which no record could hold.
+        if any("\ud800" <= character <= "\udfff" for character in part):
+            print(f"kdtrans {argv[0]}: error: {_printable(part)} is not UTF-8: rename the file", file=sys.stderr)
+            return 2
     command = importlib.import_module(COMMANDS[argv[0]][0]).main
     arguments = vars(build_parser(argv[0], command).parse_args(argv[1:]))
     parameters = inspect.signature(command).parameters.values()

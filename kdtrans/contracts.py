@@ -221,13 +221,16 @@ def read_manifest_lines(path: Path | str) -> list[str]:
     """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            return list(file)
+            lines = list(file)
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ContractError(
             f"{path} is not a whole manifest ({error}): delete it and rerun the stage that makes it"
         ) from None
+    if not lines and Path(path).stat().st_size == 0:  # gzip takes no bytes at all for whole
+        raise ContractError(f"{path} is empty, not a manifest: delete it and rerun the stage that makes it")
+    return lines
 
 
 def parse_cut(line: str, where: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.build import build_student, build_teacher
 from kdtrans.models.pretrained import read_architecture
+from kdtrans.models.saved import load_plain
 from kdtrans.models.transducer import Transducer
 
 logger = logging.getLogger(__name__)
@@ -55,15 +56,12 @@ def save_torch(value: Any, path: Path) -> None:
 def load_torch(path: Path) -> Any:
     """Read a file of torch.save; raises ContractError naming it when it is not whole, or holds more than values."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path)
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except Exception as error:  # truncated archives raise half a dozen types
-        # The first line says what is wrong. Those behind it are torch's advice to load without weights_only, which runs
-        # what the file says.
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    except ValueError as error:
         raise ContractError(
-            f"{path} is not a whole checkpoint ({reason}): delete it and rerun the stage that makes it"
+            f"{path} is not a whole checkpoint ({error}): delete it and rerun the stage that makes it"
         ) from None
 
 

@@ -51,13 +51,13 @@ class Judge:
         self.counts[kind]["handled"] += 1
         return found.out
 
-    def judged(self, kind: str, command: list[Argument], name: str, sound: Callable[[], bool]) -> None:
+    def judged(self, kind: str, command: list[Argument], name: str, sound: Callable[[Run], bool]) -> None:
         """The command must refuse its input, naming it, or make a product that is sound."""
         found = run(command)
         if found.status:
             self.check_refusal(kind, found, name)
             return
-        assert sound(), f"{command}: taken, but the product is not sound"
+        assert sound(found), f"{command}: taken, but the product is not sound"
         self.counts[kind]["handled"] += 1
 
     def check_refusal(self, kind: str, found: Run, *names: str) -> str:

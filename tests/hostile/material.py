@@ -104,6 +104,6 @@ def is_sound_preparation(out: Path) -> bool:
     texts = [cut.supervisions[0].text for cut in cuts]
     return (
         all(cut.id and cut.supervisions[0].speaker and Path(cut.recording.sources[0].source).is_file() for cut in cuts)
-        and all(text is None or text == " ".join(text.split()) and "\0" not in text for text in texts)
+        and all(text is None or (text == " ".join(text.split()) and "\0" not in text) for text in texts)
         and all(cut.load_audio().shape == (1, cut.num_samples) for cut in cuts)
     )

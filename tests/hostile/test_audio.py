@@ -1,4 +1,4 @@
-"""Broken audio: refused, or left out and counted, before anything is computed; what only decoding finds is named then."""
+"""Broken audio: refused, or left out and counted; what only decoding finds is named then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kdtrans.artifacts import read_json
 from kdtrans.data.manifest import read_cuts
-from tests.hostile.judge import BYTES, Judge, examples, replaced, run
+from tests.hostile.judge import BYTES, Judge, Run, examples, replaced, run
 from tests.hostile.material import SoundCorpus, is_sound_preparation, write_audio
 from tests.tiny import Workspace
 
@@ -52,7 +52,7 @@ def test_damaged_files(
     broken = corpus.root / "train" / "anna" / f"2.{name}"
     broken.write_bytes(whole)
 
-    def sound() -> bool:
+    def sound(done: Run) -> bool:
         found = run(transcribe(work, broken))
         return "Traceback" not in found.err and (found.out if found.status == 0 else found.err).count(str(broken)) > 0
 
@@ -144,9 +144,7 @@ def test_samples_that_are_no_numbers(judge: Judge, work: Workspace, folder: Path
 @pytest.mark.parametrize("seconds", [0.01, 0.024, 0.03, 0.06])
 def test_a_blink(judge: Judge, work: Workspace, folder: Path, seconds: float) -> None:
     path = write_audio(folder / "blink.wav", seconds)
-    judge.judged(
-        KIND, transcribe(work, path), str(path), lambda: run(transcribe(work, path)).out.startswith(f"{path}\t")
-    )
+    judge.judged(KIND, transcribe(work, path), str(path), lambda done: done.out.startswith(f"{path}\t"))
 
 
 def test_many_channels_and_other_rates(judge: Judge, corpora: dict[str, SoundCorpus], folder: Path) -> None:

@@ -274,9 +274,9 @@ def test_snakemake(judge: Judge, folder: Path, text: str, said: str) -> None:
     over = folder / "over.yaml"
     over.write_text(text)
     configs = ["config.yaml", "workflow/configs/tiny.yaml", over]
+    command = [sys.executable, "-m", "snakemake", "--dry-run"]
     found = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--dry-run", "--directory", folder, "--snakefile", "Snakefile"]
-        + ["--configfile", *map(os.fspath, configs)],
+        [*command, "--directory", folder, "--snakefile", "Snakefile", "--configfile", *map(os.fspath, configs)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -32,7 +32,7 @@ def test_damaged_lists(
     corpus, out = corpora[layout], folder / layout
     broken = corpus.lists[which % len(corpus.lists)]
     with replaced(broken, damage(broken.read_bytes(), random.Random(seed))):
-        judge.judged(KIND, corpus.command(out), str(corpus.root), lambda: is_sound_preparation(out))
+        judge.judged(KIND, corpus.command(out), str(corpus.root), lambda done: is_sound_preparation(out))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -41,9 +41,9 @@ def test_lists_that_are_none(judge: Judge, corpora: dict[str, SoundCorpus], fold
     for broken in corpus.lists[:2]:
         with replaced(broken, b""):
             # Of a folder corpus the files are listed all the same, without text.
-            judge.judged(KIND, corpus.command(out), str(corpus.root), lambda: is_sound_preparation(out))
+            judge.judged(KIND, corpus.command(out), str(corpus.root), lambda done: is_sound_preparation(out))
         with replaced(broken, None):
-            judge.judged(KIND, corpus.command(out), str(corpus.root), lambda: is_sound_preparation(out))
+            judge.judged(KIND, corpus.command(out), str(corpus.root), lambda done: is_sound_preparation(out))
     judge.refused(KIND, corpus.command(out, dev=["nowhere"]), str(corpus.root), "nowhere")
 
 

@@ -77,7 +77,7 @@ def test_damaged_arpa(
 ) -> None:
     broken = folder / "broken.arpa"
     broken.write_bytes(damage(arpa.read_bytes(), random.Random(seed)))
-    judge.judged(KIND, import_arpa(work, folder, broken), str(broken), lambda: is_sound("ngram", broken, work))
+    judge.judged(KIND, import_arpa(work, folder, broken), str(broken), lambda done: is_sound("ngram", broken, work))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_damaged_lstm(
     judge: Judge, work: Workspace, folder: Path, lstm: Path, damage: Callable[[bytes, random.Random], bytes], seed: int
 ) -> None:
     with replaced(lstm, damage(lstm.read_bytes(), random.Random(seed))):
-        judge.judged(KIND, command(work, folder, "lstm", lstm), str(lstm), lambda: is_sound("lstm", lstm, work))
+        judge.judged(KIND, command(work, folder, "lstm", lstm), str(lstm), lambda done: is_sound("lstm", lstm, work))
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
