@@ -63,7 +63,7 @@ def keys(values: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[
 KEYS = list(keys(DEFAULTS))
 
 
-@examples(120)
+@examples(80)
 @given(st.sampled_from(KEYS), st.sampled_from(["put", "rename", "nest", "copy"]), st.integers(0, 2**32))
 def test_changed_keys(judge: Judge, folder: Path, at: tuple[str, ...], change: str, seed: int) -> None:
     """Whatever stands at a key, the section is refused by a name of it, or every value in it has the type it should."""
@@ -88,7 +88,7 @@ def test_changed_keys(judge: Judge, folder: Path, at: tuple[str, ...], change: s
         judge.counts[KIND]["handled"] += 1
 
 
-@examples(60)
+@examples(40)
 @given(st.sampled_from(TEXT), st.integers(0, 2**32))
 def test_damaged_bytes(judge: Judge, folder: Path, damage: Any, seed: int) -> None:
     path = folder / "damaged.yaml"
@@ -264,10 +264,8 @@ def test_what_is_meant_is_taken(judge: Judge, folder: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("teacher: {training: {lr: .nan}}", "teacher.training.lr"),
         ("corpus: {num_shards: 1000000000}", "corpus.num_shards"),
-        ("systems: {'; touch executed': {}}", "systems"),
-        ("decode: {lm_weights: []}", "decode.lm_weights"),
+        ("systems: {'; touch executed': {kd: {weight: .nan}}}", "systems"),
     ],
 )
 def test_snakemake(judge: Judge, folder: Path, text: str, said: str) -> None:

@@ -59,7 +59,7 @@ def student(work: Workspace, folder: Path, index: Path) -> list[Argument]:
 
 
 # ---------------------------------------------------------------------------------------------------------- hypotheses
-@examples(40)
+@examples(25)
 @given(st.sampled_from(BYTES), st.integers(0, 2**32))
 def test_damaged_hypotheses(
     judge: Judge, work: Workspace, folder: Path, hypotheses: Path, damage: Damage, seed: int
@@ -220,6 +220,17 @@ def test_manifests_that_lie(judge: Judge, work: Workspace, folder: Path, hypothe
     judge.refused(KIND, command, f"{path}:{len(lines)}")
     if change not in ("8 kHz", "no rate", "unknown transform", "transform is none", "an array", "a picture"):
         judge.refused(KIND, score(work, hypotheses, folder / "m.score.json", path), f"{path}:{len(lines)}")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "source", [f"pipe:{EXECUTE}", f"{EXECUTE} |", f"|{EXECUTE}", "http://localhost/x", "-", "/dev/tty"]
+)
+def test_audio_that_is_no_file(judge: Judge, work: Workspace, folder: Path, hypotheses: Path, source: str) -> None:
+    path, (first, *_) = folder / "sources.jsonl.gz", gzip.decompress(work.dev.read_bytes()).decode().splitlines()
+    cut = changed(f"{SOURCE}.source", source)(json.loads(first))
+    path.write_bytes(gzip.compress(json.dumps(cut).encode()))
+    judge.refused(KIND, decode(work, folder, work.teacher, path, folder / "d.parquet"), cut["id"], source)
     assert not Path("executed").exists()
 
 

@@ -139,7 +139,7 @@ def test_arpa_that_is_no_file(judge: Judge, work: Workspace, folder: Path, arpa:
     judge.refused(KIND, command(work, folder, "ngram", work.teacher), str(work.teacher))
 
 
-@examples(30)
+@examples(15)
 @given(st.sampled_from(BYTES), st.integers(0, 2**32))
 def test_damaged_lstm(
     judge: Judge, work: Workspace, folder: Path, lstm: Path, damage: Callable[[bytes, random.Random], bytes], seed: int

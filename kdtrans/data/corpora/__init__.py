@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from kdtrans.contracts import is_unicode
 from kdtrans.data.corpora import an4, folder, kaldi, librispeech
 from kdtrans.data.corpora.utterance import Utterance
 
@@ -45,8 +46,8 @@ def _named(utterance: Utterance) -> Utterance:
     for what, name in {"id": utterance.id, "speaker": utterance.speaker, "path": str(audio)}.items():
         if not name.strip():
             raise ValueError(f"{audio} (utterance '{utterance.id}') has no {what}")
-        # A file name is any bytes; what is not UTF-8 in it comes as lone surrogates, which no UTF-8 file can hold.
-        if any("\ud800" <= character <= "\udfff" for character in name):
+        # A file name is any bytes.
+        if not is_unicode(name):
             raise ValueError(f"{audio}: the {what} is not UTF-8: rename the file or its folder")
     return replace(utterance, audio=audio, text=normalise(utterance.text))
 
