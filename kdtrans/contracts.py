@@ -32,7 +32,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -243,20 +243,20 @@ def parse_cut(line: str, where: str) -> dict[str, Any]:
         where: file and line, for the message.
 
     Raises:
-        ContractError: when it is no MonoCut with an id, a duration, one supervision with a speaker and a text or null,
-            and audio in a file. lhotse's other sources are refused: one of them is a command that it would run.
+        ContractError: when it is no MonoCut with an id, a duration, one supervision, and audio in a file. lhotse's other
+            sources are refused: one of them is a command that it would run.
     """
     try:
         cut = json.loads(line)
         (supervision,) = cut["supervisions"]
         sources = cut["recording"]["sources"] if cut.get("recording") else []
         checks = {
-            "type": cut["type"] == "MonoCut",
+            "type": cut.get("type", "MonoCut") == "MonoCut",
             "id": _is_text(cut["id"]) and cut["id"] != "",
-            "start": _is_seconds(cut["start"]),
+            "start": _is_seconds(cut.get("start", 0.0)),
             "duration": _is_seconds(cut["duration"]) and cut["duration"] > 0,
             "text": supervision.get("text") is None or _is_text(supervision["text"]),
-            "speaker": _is_text(supervision["speaker"]),
+            "speaker": supervision.get("speaker") is None or _is_text(supervision["speaker"]),
             "recording.sources": all(source["type"] == "file" and _is_text(source["source"]) for source in sources),
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -289,7 +289,7 @@ def write_table(table: pa.Table, path: Path | str, metadata: dict[str, str] | No
     footer = {f"kdtrans.{key}": value for key, value in (metadata or {}).items()}
     table = table.replace_schema_metadata(footer)
     with write_whole(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, **options)
+        pq.write_table(table, temporary, **{"compression": "zstd", "write_page_checksum": True, **options})
 
 
 @contextmanager
@@ -306,12 +306,17 @@ def whole_parquet(path: Path | str) -> Iterator[None]:
         ) from None
 
 
-def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path | str, schema: pa.Schema, needed: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file and check its columns.
 
+    Args:
+        path: the file.
+        schema: its columns.
+        needed: those of them in which no value may be missing; None: all.
+
     Raises:
-        ContractError: naming the file, when it is not whole Parquet, its columns differ from the schema, or a value is
-            missing: no column of any contract may be null.
+        ContractError: naming the file, when it is not whole Parquet, its columns differ from the schema, or a needed
+            value is missing.
     """
     with whole_parquet(path):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -319,7 +324,7 @@ def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
         if not table.schema.equals(schema, check_metadata=False):
             raise ContractError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(schema)}")
         table.validate(full=True)  # text that is not UTF-8, lists that overlap
-    for name in has_nulls(table):
+    for name in has_nulls(table if needed is None else table.select(needed)):
         raise ContractError(f"{path}: nulls in column {name}: delete it and rerun the stage that makes it")
     return table
 

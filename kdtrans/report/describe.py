@@ -60,10 +60,10 @@ def describe_manifest(path: Path) -> Description:
 
 def describe_hypotheses(path: Path) -> Description:
     """Size of the n-best lists of a hypothesis file, its footer, and its first rows."""
-    footer, table = read_footer(path), read_table(path, HYPOTHESES)
+    scores = ("score", "am_score", "lm_score")
+    footer, table = read_footer(path), read_table(path, HYPOTHESES, ("utt_id", "rank", *scores, "text"))
     utterances, per_utterance = np.unique(np.array(table["utt_id"].to_pylist(), dtype=object), return_counts=True)
     facts = {"utterances": f"{len(utterances):,}", "hypotheses an utterance": quantiles(per_utterance), **footer}
-    scores = ("score", "am_score", "lm_score")
     rows = [
         [row["utt_id"], str(row["rank"]), *(f"{row[name]:.2f}" for name in scores), row["text"]]
         for row in table.slice(0, FIRST_ROWS).to_pylist()

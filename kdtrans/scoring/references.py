@@ -68,7 +68,7 @@ def match_hypotheses(hypotheses: pa.Table, references: dict[str, Reference], sou
 def _parse(line: str, where: str) -> tuple[str, Reference]:
     cut = parse_cut(line, where)
     (supervision,) = cut["supervisions"]
-    return cut["id"], Reference(supervision.get("text"), supervision["speaker"], float(cut["duration"]))
+    return cut["id"], Reference(supervision.get("text"), supervision.get("speaker") or "", float(cut["duration"]))
 
 
 def _some(utterances: list[str]) -> str:

@@ -37,7 +37,8 @@ def main(hypotheses: Path, cuts: list[Path], run: str, system: str, search: str,
         facts = {key: footer_number(footer, key, hypotheses) for key in FOOTER}
         streams = footer.get("latency_ms")  # "": it does not
         references = read_references(cuts)
-        found = match_hypotheses(contracts.read_table(hypotheses, contracts.HYPOTHESES), references, hypotheses)
+        table = contracts.read_table(hypotheses, contracts.HYPOTHESES, ("utt_id", "rank", "text"))
+        found = match_hypotheses(table, references, hypotheses)
         texts = [reference.text or "" for reference in references.values()]
         counts = word_errors(texts, list(found.values()))
         low, high = wer_interval(counts.words, counts.errors)

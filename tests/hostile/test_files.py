@@ -95,7 +95,6 @@ TABLES: dict[str, Callable[[pa.Table], pa.Table]] = {
     "no rank": lambda table: with_column(table, "rank", [None] * len(table)),
     "rank 1": lambda table: with_column(table, "rank", [1] * len(table)),
     "no text": lambda table: with_column(table, "text", [None] * len(table)),
-    "no token": lambda table: with_column(table, "tokens", [[None]] * len(table)),
     "not UTF-8": not_utf8,
     "a column less": lambda table: table.drop_columns(["text"]),
     "a column more": lambda table: table.append_column("more", pa.array([1] * len(table))),
@@ -130,6 +129,7 @@ def test_rescoring_what_cannot_be(judge: Judge, work: Workspace, folder: Path, h
     table, footer = pq.read_table(hypotheses), read_footer(hypotheses)
     broken = {
         "of 14": (with_column(table, "tokens", [[60000]] * len(table)), footer),
+        "nulls in column tokens": (with_column(table, "tokens", [[None]] * len(table)), footer),
         "decode_seconds": (table, {key: value for key, value in footer.items() if key != "decode_seconds"}),
         "tokenizer": (table, footer | {"tokenizer_sha256": "x"}),
         "search": (table, footer | {"search": "$(id)"}),
@@ -190,7 +190,6 @@ CUTS: dict[str, Callable[[Content], Any]] = {
     "text is a number": changed("supervisions.0.text", 5),
     "text is a list": changed("supervisions.0.text", ["ONE"]),
     "text is half a character": changed("supervisions.0.text", "\udfff"),
-    "no speaker": changed("supervisions.0.speaker", None),
     "speaker is a number": changed("supervisions.0.speaker", 3),
     "two supervisions": lambda cut: cut | {"supervisions": cut["supervisions"] * 2},
     "no supervision": changed("supervisions", []),
@@ -218,7 +217,16 @@ def test_manifests_that_lie(judge: Judge, work: Workspace, folder: Path, hypothe
     (folder / "char.yaml").write_text("type: char\n")
     command = ["tokenizer", "--config", folder / "char.yaml", "--cuts", path, "--out", folder / "t.model"]
     judge.refused(KIND, command, f"{path}:{len(lines)}")
-    if change not in ("8 kHz", "no rate", "unknown transform", "transform is none", "an array", "a picture"):
+    if change not in (
+        "8 kHz",
+        "no rate",
+        "no type",
+        "no start",
+        "unknown transform",
+        "transform is none",
+        "an array",
+        "a picture",
+    ):
         judge.refused(KIND, score(work, hypotheses, folder / "m.score.json", path), f"{path}:{len(lines)}")
     assert not Path("executed").exists()
 
