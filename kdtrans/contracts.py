@@ -243,8 +243,8 @@ def parse_cut(line: str, where: str) -> dict[str, Any]:
         where: file and line, for the message.
 
     Raises:
-        ContractError: when it is no MonoCut with an id, a duration, one supervision, and audio in a file. lhotse's other
-            sources are refused: one of them is a command that it would run.
+        ContractError: when it is no MonoCut with an id, a duration, one supervision, and audio in a file.
+            lhotse's other sources are refused: one of them is a command that it would run.
     """
     try:
         cut = json.loads(line)
@@ -359,13 +359,15 @@ def footer_number(footer: dict[str, str], key: str, source: Path | str) -> float
     Raises:
         ContractError: naming the file, when the entry is missing or no such number.
     """
+    if key not in footer:
+        raise ContractError(f"{source}: the footer lacks {key}: make the file anew")
     try:
         number = float(footer[key])
-    except (KeyError, ValueError):
+    except ValueError:
         number = math.nan
     if not 0 <= number < math.inf:
         raise ContractError(
-            f"{source}: {key} in the footer is {footer.get(key)!r}, not a number from 0 up: make the file anew"
+            f"{source}: {key} in the footer is {footer[key]!r}, not a number from 0 up: make the file anew"
         )
     return number
 
