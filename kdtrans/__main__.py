@@ -44,7 +44,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; expected errors end in one line on stderr and exit status 1."""
+    """Run one command; expected errors end in one message on stderr and exit status 1, an interruption in 130."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -54,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"kdtrans: no stage '{argv[0]}'; the stages are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    for part in argv:
+        # A file name is any bytes; what is not UTF-8 in it comes as lone surrogates, which no record could hold.
+        if any("\ud800" <= character <= "\udfff" for character in part):
+            print(f"kdtrans {argv[0]}: error: {_printable(part)} is not UTF-8: rename the file", file=sys.stderr)
+            return 2
     command = importlib.import_module(COMMANDS[argv[0]][0]).main
     arguments = vars(build_parser(argv[0], command).parse_args(argv[1:]))
     parameters = inspect.signature(command).parameters.values()
@@ -61,8 +66,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(*positional, **arguments) or 0
     except (ValueError, OSError) as error:
-        print(f"kdtrans {argv[0]}: error: {error}", file=sys.stderr)
+        print(f"kdtrans {argv[0]}: error: {one_screen(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"kdtrans {argv[0]}: interrupted", file=sys.stderr)
+        return 130
+
+
+def one_screen(message: str) -> str:
+    """The message for a terminal: no more than a screen of it, and what would not print as an escape sequence.
+
+    Names and values that the message quotes come from files: they may be long, or hold what a terminal obeys.
+    """
+    lines = message.splitlines() or [""]
+    shown = [_printable(line if len(line) <= 500 else f"{line[:350]} ... {line[-150:]}") for line in lines[:20]]
+    return "\n".join([*shown, *(["..."] if len(lines) > 20 else [])])
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def build_parser(name: str, command: Callable[..., int | None]) -> argparse.ArgumentParser:

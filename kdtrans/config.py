@@ -7,21 +7,36 @@ depends on it and nothing else. No torch here: the workflow, scoring and reporti
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+NotNegative = Annotated[int, Field(ge=0, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer: beyond, a typing error would end in a want of memory
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 Seconds = Annotated[float, Field(gt=0)]
+Minutes = Annotated[float, Field(ge=0)]
 Policy = Literal["fail", "drop"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]  # of folders, with more behind it
 
 
 def _path(value: str) -> str:
@@ -49,7 +64,10 @@ def _path(value: str) -> str:
 
 PathName = Annotated[str, AfterValidator(_path)]
 FRAME_MS = 40  # of every encoder; contracts.FRAME_SHIFT_MS is the same
-FramesMs = Annotated[int, Field(ge=FRAME_MS, multiple_of=FRAME_MS)]
+FramesMs = Annotated[int, Field(ge=FRAME_MS, le=600_000, multiple_of=FRAME_MS)]
+MOST_VALUES, DEEPEST = 10_000, 32  # of a configuration: aliases in YAML make a few lines into more than memory holds
+MOST_RUNS = 1000  # of a system's sweep
+NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # cannot be in a path, or not in UTF-8
 
 
 # What `snakemake NAME` means already; a system is such a name too.
@@ -65,9 +83,18 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values do not change after loading."""
+    """Base of every section: unknown keys are refused, values do not change after loading and are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads on, yes and true as switches, and Python takes a switch for a number."""
+        is_switch = info.field_name is not None and cls.model_fields[info.field_name].annotation is bool
+        if isinstance(value, bool) and not is_switch:
+            raise ValueError(f"{value} is a switch (YAML: true, on, yes, false, off, no), which this key is not")
+        return value
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -84,27 +111,34 @@ def _without_nulls(entries: Any) -> Any:
 class SynthConfig(Section):
     """The embedded corpus: sentences of a small grammar, read by seeded espeak-ng voices."""
 
-    seed: int = 1
-    voices: Annotated[int, Field(ge=8)] = 72
+    seed: Seed = 1
+    voices: Annotated[int, Field(ge=8, le=1000)] = 72
     """Number of speakers; no speaker is in two splits."""
-    labelled_min: float = 10.0
+    labelled_min: Minutes = 10.0
     """Minutes of labelled training speech."""
-    unlabelled_min: float = 50.0
+    unlabelled_min: Minutes = 50.0
     """Minutes of unlabelled training speech."""
-    dev_min: float = 3.0
+    dev_min: Minutes = 3.0
     """Minutes of development speech."""
-    test_min: float = 6.0
+    test_min: Minutes = 6.0
     """Minutes of test speech."""
     noise_snr_db: tuple[float, float] = (20.0, 40.0)
     """Range of the signal-to-noise ratio of the noise that is mixed in, dB."""
-    lm_sentences: int = 4000
+    lm_sentences: NotNegative = 4000
     """Sentences of the grammar, read by nobody, written for the language model."""
+
+    @field_validator("noise_snr_db")
+    @classmethod
+    def _rises(cls, snr_db: tuple[float, float]) -> tuple[float, float]:
+        if snr_db[0] > snr_db[1]:
+            raise ValueError(f"noise_snr_db {list(snr_db)} is no range: name the lower one first")
+        return snr_db
 
 
 class SplitConfig(Section):
     """Splits the corpus's labelled training part by speaker, seeded."""
 
-    seed: int = 1
+    seed: Seed = 1
     dev_fraction: Fraction = 0.0
     """Fraction of the speakers kept apart as a development set."""
     labelled_fraction: Fraction = 1.0
@@ -155,7 +189,7 @@ class CorpusConfig(Section):
     max_duration_s: Seconds = 20.0
     speeds: Annotated[list[Annotated[float, Field(ge=0.5, le=2.0)]], Field(min_length=1)] = [1.0]
     """Training audio is played at each of these speeds: utterances of their own, with targets of their own."""
-    num_shards: Positive = 2
+    num_shards: Annotated[int, Field(ge=1, le=100_000)] = 2
     """Manifest shards of the training split; the target shards are one to one with them."""
     synth: SynthConfig = SynthConfig()
 
@@ -195,15 +229,15 @@ class TokenizerConfig(Section):
 class LstmLmConfig(Section):
     """A small LSTM language model over tokens, made where a search has `lm: lstm`."""
 
-    dim: Positive = 128
-    layers: Positive = 1
+    dim: Size = 128
+    layers: Size = 1
     dropout: Fraction = 0.2
     updates: Positive = 1000
     batch: Positive = 64
     """Sentences in a batch."""
     lr: Annotated[float, Field(gt=0)] = 3.0e-3
     """Peak learning rate; it falls to nought linearly."""
-    seed: int = 1
+    seed: Seed = 1
 
 
 class LmConfig(Section):
@@ -223,10 +257,10 @@ class LmConfig(Section):
 # -------------------------------------------------------------------------------------------------------------- models
 class PredictorConfig(Section):
     type: Literal["lstm", "stateless"] = "lstm"
-    dim: Positive = 128
-    layers: Positive = 1
+    dim: Size = 128
+    layers: Size = 1
     """LSTM layers."""
-    context: Positive = 2
+    context: Size = 2
     """Labels seen by a stateless predictor."""
     dropout: Fraction = 0.1
 
@@ -252,13 +286,13 @@ class StreamingConfig(Section):
 class ConformerConfig(Section):
     """Conformer with 4x convolutional subsampling (10 -> 40 ms) and rotary relative positions."""
 
-    dim: Positive = 96
-    layers: Positive = 3
-    heads: Positive = 4
-    ffn_dim: Positive = 256
-    conv_kernel: Positive = 15
+    dim: Size = 96
+    layers: Size = 3
+    heads: Size = 4
+    ffn_dim: Size = 256
+    conv_kernel: Size = 15
     """Width of the depthwise convolution, frames of 40 ms; odd."""
-    subsampling_channels: Positive = 16
+    subsampling_channels: Size = 16
     dropout: Fraction = 0.05
     streaming: StreamingConfig | None = None
     """null: the whole utterance is seen at once; {}: a streaming encoder with the defaults."""
@@ -275,11 +309,11 @@ class ConformerConfig(Section):
 class MaskingConfig(Section):
     """SpecAugment without time warp (which would break the teacher's path)."""
 
-    time_masks: Annotated[int, Field(ge=0)] = 1
+    time_masks: NotNegative = 1
     """Time masks an utterance, for each 4 s of it."""
-    time_width_ms: Annotated[int, Field(ge=0)] = 200
+    time_width_ms: NotNegative = 200
     """Widest time mask, ms."""
-    channel_masks: Annotated[int, Field(ge=0)] = 1
+    channel_masks: NotNegative = 1
     channel_width: Fraction = 0.2
     """Widest channel mask, as a fraction of the channels."""
 
@@ -287,18 +321,18 @@ class MaskingConfig(Section):
 class RandomEncoderConfig(Section):
     """A small untrained wav2vec 2.0 encoder, for tests: encoder: random."""
 
-    dim: Positive = 64
-    layers: Positive = 2
-    heads: Positive = 2
-    ffn_dim: Positive = 128
-    conv_dim: Positive = 64
+    dim: Size = 64
+    layers: Size = 2
+    heads: Size = 2
+    ffn_dim: Size = 128
+    conv_dim: Size = 64
 
 
 # ------------------------------------------------------------------------------------------------------------ training
 class TrainingConfig(Section):
     """What teacher and student training share."""
 
-    seed: int = 1
+    seed: Seed = 1
     updates: Positive = 2000
     max_duration_s: Seconds = 60.0
     """Padded seconds of audio in a batch."""
@@ -314,8 +348,8 @@ class TrainingConfig(Section):
     """Tri-stage schedule: fractions of the updates that warm up linearly, hold, and decay exponentially."""
     final_lr_scale: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Learning rate at the end, as a multiple of lr."""
-    weight_decay: float = 0.01
-    clip_norm: float = 5.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 5.0
     ema_decay: Fraction = 0.995
     """Decay of the running average of the weights; the average is what is evaluated and kept."""
     loss: Literal["fused", "full", "banded"] = "fused"
@@ -325,9 +359,9 @@ class TrainingConfig(Section):
     """Whose transducer loss it is; others than native need loss: full, and to be installed."""
     band_width: Positive = 5
     """banded: least nodes of a frame."""
-    band_margin: Annotated[int, Field(ge=0)] = 4
+    band_margin: NotNegative = 4
     """banded: frames of 40 ms by which a label may be emitted earlier or later than on the path, shifted by tau."""
-    ctc_weight: float = 0.2
+    ctc_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of an auxiliary CTC loss on the encoder; 0 turns it off."""
     fastemit: Annotated[float, Field(ge=0)] = 0.0
     """FastEmit: the gradient of label arcs is multiplied by 1 + this, so that labels are emitted earlier."""
@@ -339,7 +373,7 @@ class TrainingConfig(Section):
     """Updates between greedy decodings of dev; the average with the lowest dev WER is kept."""
     checkpoint_every: Positive = 250
     log_every: Positive = 25
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that load audio; 0: in the training process."""
     cache_gb: Annotated[float, Field(ge=0)] = 2.0
     """Memory for features kept between epochs, GB."""
@@ -387,9 +421,9 @@ class TeacherConfig(Section):
     pooling: Literal["average", "concat"] = "average"
     """How two 20 ms frames become one of 40 ms."""
     predictor: PredictorConfig = PredictorConfig(dim=256)
-    joiner_dim: Positive = 256
+    joiner_dim: Size = 256
     masking: MaskingConfig = MaskingConfig()
-    freeze_updates: Annotated[int, Field(ge=0)] = 40
+    freeze_updates: NotNegative = 40
     """Updates for which the whole encoder is frozen."""
     freeze_extractor: bool = True
     """Keep the convolutional feature extractor frozen throughout."""
@@ -403,7 +437,7 @@ class TeacherConfig(Section):
         ema_decay=0.98,
         evaluate_every=180,
     )
-    max_wer: float = 30.0
+    max_wer: Annotated[float, Field(ge=0)] = 30.0
     """Gate: a dev WER above this, %, stops the workflow before anything is dumped."""
 
 
@@ -419,11 +453,11 @@ class KdConfig(Section):
     """sum: over the nodes, mean over utterances (the paper); node: mean over all nodes."""
     node_weight: Literal["one", "nonblank"] = "one"
     """Weight of a node: 1 (the paper), or 1 - P_teacher(blank)."""
-    shift: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    shift: NotNegative | Literal["auto"] = 0
     """tau: frames of 40 ms by which the student may lag behind the teacher; auto: measured before distillation."""
     shift_phase: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the updates at the start, without distillation, in which shift: auto measures."""
-    window: Annotated[int, Field(ge=0)] = 0
+    window: NotNegative = 0
     """A node's loss is the least over the shifts tau - window .. tau + window."""
 
     @property
@@ -465,7 +499,7 @@ class FilterConfig(Section):
 class StudentConfig(Section):
     encoder: ConformerConfig = ConformerConfig()
     predictor: PredictorConfig = PredictorConfig(type="stateless", dim=96)
-    joiner_dim: Positive = 96
+    joiner_dim: Size = 96
     masking: MaskingConfig = MaskingConfig()
     unlabelled: bool = False
     """Train on unlabelled audio too, with the teacher's pseudo text."""
@@ -475,7 +509,7 @@ class StudentConfig(Section):
     """The target set that it learns from; several: the mean of their distributions, along the paths of the first."""
     filters: FilterConfig = FilterConfig()
     kd: KdConfig = KdConfig()
-    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """A run for each; the table shows their mean and spread. null: one run, with training.seed."""
     training: TrainingConfig = TrainingConfig(
         optimizer="muon",
@@ -552,7 +586,7 @@ class TargetsConfig(Section):
     """model.pt of another teacher with the same tokenizer; null: the workflow's own."""
     along: Name | None = None
     """Another target set, whose paths this one follows, so that a student may average the two; nothing is searched."""
-    top_k: Annotated[int, Field(ge=1)] = 8
+    top_k: Annotated[int, Field(ge=1, le=65535)] = 8
     """Most classes whose log-probability is stored at each node; the rest is one tail class."""
     min_probability: Fraction = 1.0e-4
     """Classes less probable than this are left to the tail; the most probable one always stays."""
@@ -603,6 +637,14 @@ class DecodeConfig(Section):
     _searches = field_validator("searches", mode="before", json_schema_input_type=dict[Name, SearchConfig | None])(
         _without_nulls
     )
+
+    @model_validator(mode="after")
+    def _searches_are_there(self) -> DecodeConfig:
+        if not self.searches:
+            raise ValueError("decode.searches is empty: name at least one")
+        if not self.lm_weights and any(search.lm for search in self.searches.values()):
+            raise ValueError("decode.lm_weights is empty, but a search has lm: name weights to try")
+        return self
 
     @model_validator(mode="after")
     def _rescored_are_there(self) -> DecodeConfig:
@@ -752,11 +794,15 @@ class Config(Section):
         """The trainings of `sweep`: SYSTEM-KEY_VALUE-KEY_VALUE, each with one seed."""
         runs = {}
         for name, grid in self.sweep.items():
+            if (count := math.prod(map(len, grid.values()))) > MOST_RUNS:
+                raise ValueError(f"sweep.{name}: {count:,} combinations, at most {MOST_RUNS:,} are made: sweep less")
             for values in product(*grid.values()):
                 chosen = dict(zip(grid, values, strict=True))
                 run = "-".join([name, *(f"{key.rpartition('.')[2]}_{value}" for key, value in chosen.items())])
-                if not re.fullmatch(r"[A-Za-z0-9._-]+", run):
-                    raise ValueError(f"sweep.{name}: '{run}' is no name for a folder: sweep numbers and words only")
+                if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", run):
+                    raise ValueError(
+                        f"sweep.{name}: {_shown(run)} is no name for a folder: sweep few numbers and words only"
+                    )
                 over = self.systems[name]
                 for key, value in chosen.items():
                     over = merge(over, _nested(key, value))
@@ -806,9 +852,24 @@ def validate(section: type[SectionT], values: Any, source: str) -> SectionT:
         ConfigError: naming every wrong key, its value and what is allowed.
     """
     try:
+        _refuse_junk(values)
         return section.model_validate(_expand(values or {}))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice in a mapping: the later one would win without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and names[key.value] > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
+        return node
 
 
 def read(section: type[SectionT], path: Path | str) -> SectionT:
@@ -835,10 +896,11 @@ def load(files: Sequence[Path], default: Path = Path("config.yaml")) -> Config:
 
 
 def _read_mapping(path: Path | str) -> dict[str, Any]:
+    content = Path(path).read_bytes()
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        values = _Loader(content).get_single_data()
+    except Exception as error:  # PyYAML's own, and what its constructors get from dates, numbers and deep nesting
+        raise ConfigError(f"{path}: not YAML that can be read: {error}") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
     return values or {}
@@ -847,6 +909,22 @@ def _read_mapping(path: Path | str) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of config.yaml, for editors and for Snakemake's own check."""
     return Config.model_json_schema()
+
+
+def _refuse_junk(values: Any) -> None:
+    """Raise ConfigError for what is no configuration: too many values, too deep, in a circle, or bytes for text."""
+    waiting, count = [(values, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise ConfigError(f"more than {MOST_VALUES:,} values or {DEEPEST} levels of them: this is no configuration")
+        if isinstance(value, str) and NO_TEXT.search(value):
+            raise ConfigError(f"{_shown(value)} has control characters: take them out")
+        if isinstance(value, dict):
+            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list):
+            waiting += [(part, depth + 1) for part in value]
 
 
 def _expand(values: Any) -> Any:
@@ -861,20 +939,34 @@ def _expand(values: Any) -> Any:
     def lookup(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
-            raise ConfigError(f"'{values}' names the environment variable {name}, which is not set: export {name}=...")
+            raise ConfigError(
+                f"{_shown(values)} names the environment variable {name}, which is not set: export {name}=..."
+            )
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", lookup, values)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, most: int = 5) -> str:
+    """What is wrong, in a line: the first few problems, and how many more there are."""
     lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+    for problem in error.errors()[:most]:
+        key = _cut(".".join(str(part) for part in problem["loc"]))
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'")
         elif problem["type"] == "value_error":
             lines.append(f"{key + ': ' if key else ''}{problem['ctx']['error']}")
         else:
-            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
-    return "; ".join(lines)
+            lines.append(f"{key} = {_shown(problem['input'])}: {problem['msg']}")
+    more = error.error_count() - most
+    return "; ".join([*lines, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, for a message."""
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    """What a message has room for."""
+    return text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}"

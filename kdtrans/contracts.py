@@ -28,8 +28,12 @@ No torch here: scoring, reporting and the workflow import this module.
 from __future__ import annotations
 
 import gzip
+import json
+import math
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,7 @@ UNKNOWN = 1
 FRAME_SHIFT_MS = 40
 SAMPLE_RATE = 16000
 TOPOLOGY = "regular"  # a label stays on its frame, a blank moves to the next: T + U nodes
+HALVES = re.compile("[\ud800-\udfff]")  # of UTF-16 pairs: no characters
 TARGETS_VERSION = 3
 TARGETS_READ = (2, 3)  # 2 is 3 without the classes below min_probability taken out: min_probability 0, logp_step 0
 
@@ -152,7 +157,14 @@ class ScoreSummary:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ScoreSummary:
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        """Raises KeyError or TypeError naming the entry that is missing or of another type; NaN is no number."""
+        summary = cls(**{field.name: values[field.name] for field in fields(cls)})
+        for field in fields(cls):
+            value = getattr(summary, field.name)
+            kinds = {"str": str, "int": int, "float": int | float, "int | None": int | None}[str(field.type)]
+            if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+                raise TypeError(f"{field.name} is {value!r}, expected {field.type}")
+        return summary
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -211,42 +223,120 @@ def read_manifest_lines(path: Path | str) -> list[str]:
     """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            return list(file)
+            lines = list(file)
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ContractError(
             f"{path} is not a whole manifest ({error}): delete it and rerun the stage that makes it"
         ) from None
+    if not lines and Path(path).stat().st_size == 0:  # gzip takes no bytes at all for whole
+        raise ContractError(f"{path} is empty, not a manifest: delete it and rerun the stage that makes it")
+    return lines
+
+
+def parse_cut(line: str, where: str) -> dict[str, Any]:
+    """A line of a manifest as JSON values, checked: what every later stage takes for granted.
+
+    Args:
+        line: of `read_manifest_lines`.
+        where: file and line, for the message.
+
+    Raises:
+        ContractError: when it is no MonoCut with an id, a duration, one supervision, and audio in a file.
+            lhotse's other sources are refused: one of them is a command that it would run.
+    """
+    try:
+        cut = json.loads(line)
+        (supervision,) = cut["supervisions"]
+        sources = cut["recording"]["sources"] if cut.get("recording") else []
+        checks = {
+            "type": cut.get("type", "MonoCut") == "MonoCut",
+            "id": _is_text(cut["id"]) and cut["id"] != "",
+            "start": _is_seconds(cut.get("start", 0.0)),
+            "duration": _is_seconds(cut["duration"]) and cut["duration"] > 0,
+            "text": supervision.get("text") is None or _is_text(supervision["text"]),
+            "speaker": supervision.get("speaker") is None or _is_text(supervision["speaker"]),
+            "recording.sources": all(source["type"] == "file" and _is_text(source["source"]) for source in sources),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ContractError(
+            f"{where}: not a cut with an id, a duration and one supervision ({error!r}): make the manifest anew"
+        ) from None
+    for name, is_sound in checks.items():
+        if not is_sound:
+            raise ContractError(f"{where}: the cut's {name} is not what a manifest has there: make it anew")
+    return dict(cut)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a UTF-8 file can hold it: JSON may spell halves of characters, file names of other bytes come as such."""
+    return HALVES.search(text) is None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and is_unicode(value)
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def write_table(table: pa.Table, path: Path | str, metadata: dict[str, str] | None = None, **options: Any) -> None:
-    """Write a whole Parquet file (zstd) whose footer carries `metadata` under `kdtrans.` keys."""
+    """Write a whole Parquet file (zstd, pages with checksums) whose footer carries `metadata` under `kdtrans.` keys."""
     from kdtrans.artifacts import write_whole
 
     footer = {f"kdtrans.{key}": value for key, value in (metadata or {}).items()}
     table = table.replace_schema_metadata(footer)
     with write_whole(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", **options)
+        pq.write_table(table, temporary, **{"compression": "zstd", "write_page_checksum": True, **options})
 
 
-def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet file and check its columns.
-
-    Raises:
-        ContractError: naming the file, when it is not whole Parquet or its columns differ from the schema.
-    """
+@contextmanager
+def whole_parquet(path: Path | str) -> Iterator[None]:
+    """Turn what pyarrow raises for damaged bytes, which is of a dozen types, into a ContractError naming the file."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        yield
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
         raise ContractError(
-            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
+            f"{path} is not a whole Parquet file ({reason}): delete it and rerun the stage that makes it"
         ) from None
-    if not table.schema.equals(schema, check_metadata=False):
-        raise ContractError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(schema)}")
+
+
+def read_table(path: Path | str, schema: pa.Schema, needed: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file and check its columns.
+
+    Args:
+        path: the file.
+        schema: its columns.
+        needed: those of them in which no value may be missing; None: all.
+
+    Raises:
+        ContractError: naming the file, when it is not whole Parquet, its columns differ from the schema, or a needed
+            value is missing.
+    """
+    with whole_parquet(path):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        if not table.schema.equals(schema, check_metadata=False):
+            raise ContractError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(schema)}")
+        table.validate(full=True)  # text that is not UTF-8, lists that overlap
+    for name in has_nulls(table if needed is None else table.select(needed)):
+        raise ContractError(f"{path}: nulls in column {name}: delete it and rerun the stage that makes it")
     return table
+
+
+def has_nulls(table: pa.Table) -> list[str]:
+    """The columns with nulls, or with lists that have some."""
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    return [
+        name
+        for name, column in columns.items()
+        if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count)
+    ]
 
 
 def read_footer(path: Path | str) -> dict[str, str]:
@@ -255,23 +345,31 @@ def read_footer(path: Path | str) -> dict[str, str]:
     Raises:
         ContractError: when the file is not whole Parquet or no kdtrans stage wrote it.
     """
-    try:
+    with whole_parquet(path):
         metadata = pq.read_schema(path).metadata or {}
-    except FileNotFoundError:
-        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ContractError(
-            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
-        ) from None
-    try:
         footer = {key.decode()[8:]: value.decode() for key, value in metadata.items() if key.startswith(b"kdtrans.")}
-    except UnicodeDecodeError as error:
-        raise ContractError(
-            f"{path}: the footer is damaged ({error}): delete it and rerun the stage that makes it"
-        ) from None
     if not footer:
         raise ContractError(f"{path}: the footer has no kdtrans entries; it was not written by this workflow")
     return footer
+
+
+def footer_number(footer: dict[str, str], key: str, source: Path | str) -> float:
+    """A number from 0 up in a footer.
+
+    Raises:
+        ContractError: naming the file, when the entry is missing or no such number.
+    """
+    if key not in footer:
+        raise ContractError(f"{source}: the footer lacks {key}: make the file anew")
+    try:
+        number = float(footer[key])
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ContractError(
+            f"{source}: {key} in the footer is {footer[key]!r}, not a number from 0 up: make the file anew"
+        )
+    return number
 
 
 def _columns(schema: pa.Schema) -> str:

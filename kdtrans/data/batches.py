@@ -301,10 +301,16 @@ def load_waveform(cut: MonoCut) -> Tensor:
     try:
         # libsndfile reads all formats here, NIST sph among them, for which lhotse would call a program of its own.
         with audio_backend("LibsndfileBackend"):
-            return torch.from_numpy(cut.load_audio()[0])
+            waveform_S = torch.from_numpy(cut.load_audio()[0])
     except Exception as error:  # lhotse wraps every backend's errors in its own types
-        source = cut.recording.sources[0].source if cut.recording else "no recording"
-        raise ValueError(f"utterance {cut.id}: cannot read {source} ({error})") from error
+        raise ValueError(f"utterance {cut.id}: cannot read {_source(cut)} ({error})") from error
+    if not waveform_S.isfinite().all():
+        raise ValueError(f"utterance {cut.id}: {_source(cut)} has samples that are no numbers: leave it out")
+    return waveform_S
+
+
+def _source(cut: MonoCut) -> str:
+    return str(cut.recording.sources[0].source) if cut.recording else "no recording"
 
 
 def _join_targets(targets: list[NodeTargets | None]) -> NodeTargets | None:

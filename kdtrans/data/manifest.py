@@ -14,7 +14,7 @@ from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
 
 from kdtrans.artifacts import write_whole
-from kdtrans.contracts import SAMPLE_RATE, ContractError, manifest_files, read_manifest_lines
+from kdtrans.contracts import SAMPLE_RATE, ContractError, manifest_files, parse_cut, read_manifest_lines
 
 
 def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
@@ -28,7 +28,7 @@ def read_cuts(paths: Iterable[Path]) -> list[MonoCut]:
     seen: dict[str, Path] = {}
     for path in manifest_files(paths):
         for number, line in enumerate(read_manifest_lines(path), 1):
-            cut = _parse(line, f"{path}:{number}")
+            cut = read_cut(line, f"{path}:{number}")
             if cut.id in seen:
                 raise ContractError(f"{path}:{number}: id '{cut.id}' is already in {seen[cut.id]}: ids must be unique")
             seen[cut.id] = path
@@ -58,12 +58,14 @@ def speaker_of(cut: MonoCut) -> str:
     return cut.supervisions[0].speaker
 
 
-def _parse(line: str, where: str) -> MonoCut:
+def read_cut(line: str, where: str) -> MonoCut:
+    """A line of a manifest as a cut; raises ContractError naming `where` as `read_cuts` does."""
+    values = parse_cut(line, where)
     try:
-        cut = deserialize_item(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ContractError(f"{where}: not a lhotse cut ({error})") from None
-    if not isinstance(cut, MonoCut) or len(cut.supervisions) != 1:
+        cut = deserialize_item(values)
+    except Exception as error:  # lhotse builds its objects from whatever it is given, and fails in as many ways
+        raise ContractError(f"{where}: not a lhotse cut ({error!r}): make the manifest anew") from None
+    if not isinstance(cut, MonoCut):
         raise ContractError(f"{where}: expected a MonoCut with one supervision")
     if cut.recording is not None and cut.sampling_rate != SAMPLE_RATE:
         raise ContractError(

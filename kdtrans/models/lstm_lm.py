@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from kdtrans.artifacts import write_whole
 from kdtrans.config import LstmLmConfig, validate
 from kdtrans.contracts import BLANK, ContractError
+from kdtrans.models.saved import load_plain
 
 BOUNDARY = BLANK
 KEYS = {"lm", "config", "vocab_size", "tokenizer_sha256", "dev_perplexity", "state_dict"}
@@ -92,19 +93,25 @@ def read_lstm_lm(path: Path, tokenizer_sha256: str) -> LstmLm:
         ContractError: naming the file, when it is no whole LSTM language model or was trained with another tokenizer.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = load_plain(path)
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage `lstm-lm`") from None
-    except Exception as error:  # what is not a whole archive raises half a dozen types
-        reason = str(error).splitlines()[0]
-        raise ContractError(f"{path} is no LSTM language model ({reason}): run the stage `lstm-lm` again") from None
+    except ValueError as error:
+        raise ContractError(f"{path} is no LSTM language model ({error}): run the stage `lstm-lm` again") from None
     if not isinstance(content, dict) or set(content) != KEYS:
         raise ContractError(f"{path} is no LSTM language model: give the file that the stage `lstm-lm` wrote")
     if content["tokenizer_sha256"] != tokenizer_sha256:
         raise ContractError(
-            f"{path} was trained with tokenizer {content['tokenizer_sha256'][:12]}, this run uses "
+            f"{path} was trained with tokenizer {str(content['tokenizer_sha256'])[:12]}, this run uses "
             f"{tokenizer_sha256[:12]}: train it again or give its tokenizer"
         )
-    model = LstmLm(content["vocab_size"], validate(LstmLmConfig, content["config"], str(path)))
-    model.load_state_dict(content["state_dict"])
+    config = validate(LstmLmConfig, content["config"], str(path))
+    try:
+        model = LstmLm(content["vocab_size"], config)
+        model.load_state_dict(content["state_dict"])
+    except (TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ContractError(f"{path}: configuration and weights do not fit each other ({reason})") from None
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise ContractError(f"{path} has weights that are no numbers: run the stage `lstm-lm` again")
     return model.eval()

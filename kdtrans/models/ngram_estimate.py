@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 BEGIN, END, UNK = "<s>", "</s>", "<unk>"
 NEVER = -99.0
 """log10 probability that ARPA files give to what is never predicted, such as <s>."""
+SLACK, MOST = 1.0e-3, 1.0e4
+"""log10 of a probability in an ARPA file may be rounded to a little above 0; what is larger than MOST is damage."""
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 """Where a corpus is too small for Chen and Goodman's estimate (KenLM's values)."""
 Ints = NDArray[np.int64]
@@ -182,15 +184,17 @@ def read_arpa(path: Path | str) -> NgramModel:
     places: list[dict[tuple[int, int], int]] = []  # of each order's (context, word)
     rows: list[tuple[int, int, float, float]] = []
     m, ended = 0, False
-    with open(path, encoding="utf-8", errors="replace") as file:  # a binary file is refused below, by name
+    with open(path, encoding="utf-8-sig", errors="replace") as file:  # a binary file is refused below, by name
         for number, line in enumerate(file, start=1):
             line = line.strip(" \r\n")
-            if header := re.fullmatch(r"ngram (\d+) *= *(\d+)", line):
-                sizes.append(int(header[2]))
-            elif line == "\\end\\" or re.fullmatch(r"\\\d+-grams:", line):
+            if header := re.fullmatch(rf"ngram {len(sizes) + 1} *= *([0-9]{{1,12}})", line):
+                sizes.append(int(header[1]))
+            elif line in ("\\end\\", f"\\{m + 1}-grams:") and m <= len(sizes):
                 if m:
                     _close(orders, places, rows, sizes[m - 1], f"{path}, {m}-grams")
                 ended, m, rows = line == "\\end\\", m + 1, []
+                if ended:
+                    break
             elif line and m:
                 try:
                     logp, *gram, backoff = _fields(line, m)
@@ -205,7 +209,7 @@ def read_arpa(path: Path | str) -> NgramModel:
                     raise ContractError(
                         f"{path}, line {number}: '{line}' is not a {m}-gram whose words and context are listed above it"
                     ) from None
-    if not ended or len(orders) != len(sizes):
+    if not ended or not orders or len(orders) != len(sizes):
         raise ContractError(f"{path}: {len(orders)} of {len(sizes)} orders are there: not an ARPA file, or cut short")
     return NgramModel(list(words), orders)
 
@@ -239,4 +243,9 @@ def _close(
     logp, backoff = (np.array(column, dtype=np.float64) for column in columns[2:])
     if not (np.isfinite(logp).all() and np.isfinite(backoff).all()):
         raise ContractError(f"{where}: a probability or back-off weight is not finite; write {NEVER:g} for never")
+    largest = max(np.abs(logp).max(initial=0), np.abs(backoff).max(initial=0))
+    if logp.max(initial=NEVER) > SLACK or largest > MOST:
+        raise ContractError(
+            f"{where}: a log10 probability is above 0, or a number beyond {MOST:g}; write {NEVER:g} for never"
+        )
     orders.append(NgramOrder(context, word, logp, backoff))

@@ -22,7 +22,7 @@ def read_metrics(named: list[str]) -> Metrics:
         named: `NAME=path` each; NAME is the run.
 
     Raises:
-        ValueError: naming the argument that is not NAME=path, or the line that is not JSON.
+        ValueError: naming the argument that is not NAME=path, or the line that is no row of numbers.
     """
     metrics: Metrics = {}
     for entry in named:
@@ -32,9 +32,13 @@ def read_metrics(named: list[str]) -> Metrics:
         metrics[name] = []
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
             try:
-                metrics[name].append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number} is not JSON ({error})") from None
+                row = json.loads(line)
+                points = [row["step"], *(row[key] for key in FIGURES if row.get(key) is not None)]
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{path}:{number} is not JSON with a step ({error!r})") from None
+            if not all(isinstance(point, int | float) for point in points):
+                raise ValueError(f"{path}:{number}: {points} are not all numbers")
+            metrics[name].append(row)
     return metrics
 
 

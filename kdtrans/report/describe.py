@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -16,12 +15,13 @@ from kdtrans.contracts import (
     FRAME_SHIFT_MS,
     HYPOTHESES,
     SCORES,
-    ContractError,
     read_footer,
     read_table,
+    whole_parquet,
 )
 from kdtrans.report.results import errors_of
 from kdtrans.scoring.references import read_references
+from kdtrans.scoring.sweep import read_summary
 
 FIRST_ROWS = 5
 
@@ -60,10 +60,10 @@ def describe_manifest(path: Path) -> Description:
 
 def describe_hypotheses(path: Path) -> Description:
     """Size of the n-best lists of a hypothesis file, its footer, and its first rows."""
-    footer, table = read_footer(path), read_table(path, HYPOTHESES)
+    scores = ("score", "am_score", "lm_score")
+    footer, table = read_footer(path), read_table(path, HYPOTHESES, ("utt_id", "rank", *scores, "text"))
     utterances, per_utterance = np.unique(np.array(table["utt_id"].to_pylist(), dtype=object), return_counts=True)
     facts = {"utterances": f"{len(utterances):,}", "hypotheses an utterance": quantiles(per_utterance), **footer}
-    scores = ("score", "am_score", "lm_score")
     rows = [
         [row["utt_id"], str(row["rank"]), *(f"{row[name]:.2f}" for name in scores), row["text"]]
         for row in table.slice(0, FIRST_ROWS).to_pylist()
@@ -108,20 +108,16 @@ def describe_alignments(path: Path) -> Description:
 
 def describe_score(path: Path) -> Description:
     """A score summary, entry by entry."""
-    values = read_json(path)
-    facts = {key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in values.items()}
-    wer = f"{values['wer']:.2f} % WER [{values['wer_low']:.2f}, {values['wer_high']:.2f}]"
-    return Description("score", f"{values['run']}, {values['search']}, {values['testset']}: {wer}", facts)
+    score = read_summary(path)
+    facts = {key: f"{value:.3f}" if isinstance(value, float) else str(value) for key, value in read_json(path).items()}
+    wer = f"{score.wer:.2f} % WER [{score.wer_low:.2f}, {score.wer_high:.2f}]"
+    return Description("score", f"{score.run}, {score.search}, {score.testset}: {wer}", facts)
 
 
 def parquet_kind(path: Path) -> str | None:
     """targets, hypotheses, counts or alignments, by the columns; None for another Parquet file."""
-    try:
+    with whole_parquet(path):
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ContractError(
-            f"{path} is not a whole Parquet file ({error}): delete it and rerun the stage that makes it"
-        ) from None
     if "topk_logp" in schema.names:  # of any version: ShardReader names one that it does not read
         return "targets"
     known = {"hypotheses": HYPOTHESES, "counts": SCORES, "alignments": ALIGNMENTS}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdtrans.contracts import ContractError, manifest_files, read_manifest_lines
+from kdtrans.contracts import ContractError, manifest_files, parse_cut, read_manifest_lines
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,9 @@ def match_hypotheses(hypotheses: pa.Table, references: dict[str, Reference], sou
 
 
 def _parse(line: str, where: str) -> tuple[str, Reference]:
-    try:
-        cut: dict[str, Any] = json.loads(line)
-        (supervision,) = cut["supervisions"]
-        return cut["id"], Reference(supervision.get("text"), supervision.get("speaker") or "", float(cut["duration"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ContractError(f"{where}: not a cut with an id, a duration and one supervision ({error!r})") from None
+    cut = parse_cut(line, where)
+    (supervision,) = cut["supervisions"]
+    return cut["id"], Reference(supervision.get("text"), supervision.get("speaker") or "", float(cut["duration"]))
 
 
 def _some(utterances: list[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdtrans.artifacts import read_json, run_record, sha256_files, write_json
 from kdtrans.config import CorpusConfig, read
-from kdtrans.contracts import FRAME_SHIFT_MS, UNKNOWN, manifest_files
+from kdtrans.contracts import FRAME_SHIFT_MS, UNKNOWN, ContractError, manifest_files
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -39,7 +39,7 @@ def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> Non
     pieces = Tokenizer(tokenizer)
     splits = ["train", "dev", *corpus.test]
     manifests = {split: prepared / f"{split}.jsonl.gz" for split in splits}
-    summary = read_json(prepared / "summary.json")
+    summary = read_summary(prepared / "summary.json", ["train-labelled", "train-unlabelled", *splits[1:]])
     with run_record(
         out_dir / "summary.json", "check", corpus.model_dump(mode="json"), [tokenizer, *manifests.values()]
     ) as record:
@@ -60,6 +60,17 @@ def main(*, config: Path, prepared: Path, tokenizer: Path, out_dir: Path) -> Non
                 record[split] = len(cuts)
         shards_sha256 = sha256_files(manifest_files([out_dir / "train"]))
         write_json(out_dir / "summary.json", {**summary, "speeds": corpus.speeds, "train_sha256": shards_sha256})
+
+
+def read_summary(path: Path, parts: list[str]) -> dict[str, Any]:
+    """What `prepare` says of some parts; raises ContractError naming the file that does not."""
+    summary = read_json(path)
+    splits = summary.get("splits") if isinstance(summary, dict) else None
+    for part in parts:
+        entry = splits.get(part) if isinstance(splits, dict) else None
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(kind), dict) for kind in ("dropped", "counted")):
+            raise ContractError(f"{path} is no summary of `kdtrans prepare` with the part '{part}': prepare again")
+    return {**summary}
 
 
 def check_train(

@@ -136,7 +136,7 @@ def read_lm_weight(path: Path) -> float:
 
     content = read_json(path)
     weight = content.get("lm_weight") if isinstance(content, dict) else None
-    if not isinstance(weight, int | float) or weight < 0:
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < float("inf"):
         raise ContractError(f"{path} has lm_weight {weight!r}, expected a number from 0 up: give the file of tune-lm")
     return float(weight)
 

@@ -85,7 +85,7 @@ def main(
 
     from rich.console import Console
 
-    if sample < 1 or hours <= 0:
+    if sample < 1 or not 0 < hours < float("inf"):
         raise ValueError(f"sample is {sample}, hours is {hours:g}: give more than 0")
     corpus, lines = _draw(cuts, sample)
     measured = _measure(config, model, tokenizer, lines, lm)
@@ -115,20 +115,16 @@ def main(
 
 def _draw(cuts: Iterable[Path], count: int) -> tuple[Corpus, list[str]]:
     """The size of a corpus, and the manifest lines of `count` of its utterances, each as likely as any (reservoir)."""
-    import json
     import random
 
-    from kdtrans.contracts import ContractError, manifest_files, read_manifest_lines
+    from kdtrans.contracts import manifest_files, parse_cut, read_manifest_lines
 
     generator = random.Random(SEED)
     files = manifest_files(cuts)
     seconds, seen, drawn = 0.0, 0, list[str]()
     for path in files:
         for number, line in enumerate(read_manifest_lines(path), 1):
-            try:
-                seconds += json.loads(line)["duration"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ContractError(f"{path}:{number}: not a lhotse cut ({error})") from None
+            seconds += parse_cut(line, f"{path}:{number}")["duration"]
             seen += 1
             if len(drawn) < count:
                 drawn.append(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,18 +153,18 @@ def _samples(cuts: list[Path], utterances: Sequence[str]) -> dict[str, np.ndarra
     Raises:
         ValueError: when the manifests have none of them, or a file of sound cannot be read.
     """
-    from lhotse.serialization import deserialize_item
-
-    from kdtrans.contracts import manifest_files, read_manifest_lines
+    from kdtrans.contracts import manifest_files, parse_cut, read_manifest_lines
     from kdtrans.data.batches import load_waveform
+    from kdtrans.data.manifest import read_cut
 
     wanted, samples = set(utterances), {}
     for path in manifest_files(cuts):
-        for line in read_manifest_lines(path):
-            entry = json.loads(line)
-            if entry["id"] in wanted:
-                wanted.remove(entry["id"])
-                samples[entry["id"]] = load_waveform(deserialize_item(entry)).numpy()
+        for number, line in enumerate(read_manifest_lines(path), 1):
+            where = f"{path}:{number}"
+            utt_id = parse_cut(line, where)["id"]
+            if utt_id in wanted:
+                wanted.remove(utt_id)
+                samples[utt_id] = load_waveform(read_cut(line, where)).numpy()
         if not wanted:
             break
     if utterances and not samples:
@@ -191,23 +191,41 @@ def _shards_with(file: Path, files: list[Path], utt: str) -> list[Path]:
         return files
     import pyarrow as pa
 
-    from kdtrans.artifacts import read_json
+    from kdtrans.artifacts import read_json, sha256_file
+    from kdtrans.contracts import ContractError
     from kdtrans.targets.index import read_rows, rows_with_key, utterance_key
 
+    index = arrow.with_suffix(".json")
+    try:
+        facts = read_json(index)
+        expected, shards = facts.get("index_sha256"), [file / shard["path"] for shard in facts["shards"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ContractError(f"{index} is not an index ({error!r}): run kdtrans verify again") from None
+    # Damaged bytes may do more to the parser than raise.
+    found = sha256_file(arrow)
+    if expected is not None and found != expected:
+        raise ContractError(f"{arrow} has SHA-256 {found}, {index} says {expected}: run kdtrans verify again")
     with pa.memory_map(str(arrow)) as source:
         rows = read_rows(source, str(arrow))
         numbers = {rows["shard"][row].as_py() for row in rows_with_key(rows["key"].to_numpy(), utterance_key(utt))}
-    shards = read_json(arrow.with_suffix(".json"))["shards"]
-    named = [file / shards[number]["path"] for number in sorted(numbers)]
-    return named or files
+    return [path for number, path in enumerate(shards) if number in numbers] or files
 
 
 def _describe_checkpoint(file: Path) -> Description:
     """A finished model (contracts.MODEL_KEYS), the state that a trainer resumes from, or an LSTM language model."""
-    from kdtrans.report.describe import Description
-    from kdtrans.training.checkpoint import load_torch, read_model
+    from kdtrans.contracts import ContractError
+    from kdtrans.training.checkpoint import load_torch
 
     content = load_torch(file)
+    try:
+        return _describe_content(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ContractError(f"{file} is no checkpoint and no language model of this workflow ({error!r})") from None
+
+
+def _describe_content(content: dict[str, Any]) -> Description:
+    from kdtrans.report.describe import Description
+
     if "lm" in content:
         facts = {key: str(content[key]) for key in ("vocab_size", "tokenizer_sha256")}
         facts |= {"dev perplexity": f"{content['dev_perplexity']:.2f} a piece", "config": json.dumps(content["config"])}
@@ -218,7 +236,6 @@ def _describe_checkpoint(file: Path) -> Description:
         facts = {"step": f"{step:,}", "lowest dev WER": f"{best['dev_wer']:.2f} % at step {best['step']:,}"}
         description = Description("training state", f"step {step}, to resume from", facts)
     else:
-        content = read_model(file)
         line = f"{content['kind']}, step {content['step']}, dev WER {content['dev_wer']:.2f} %"
         facts = {key: str(content[key]) for key in ("kind", "step", "vocab_size", "fingerprint", "tokenizer_sha256")}
         facts |= {"dev WER": f"{content['dev_wer']:.2f} %", "config": json.dumps(content["config"])}

@@ -64,11 +64,12 @@ def read_sentences(cuts: list[Path], files: list[Path], tokenizer: Tokenizer) ->
         ValueError: when no sentence is left.
     """
     from kdtrans.contracts import UNKNOWN
+    from kdtrans.data.corpora.utterance import read_lines
     from kdtrans.data.manifest import read_cuts, text_of
 
     sentences = [text_of(cut) or "" for cut in read_cuts(cuts)]
     for file in files:
-        sentences += file.read_text(encoding="utf-8").splitlines()
+        sentences += read_lines(file)
     encoded = [tokenizer.encode(sentence) for sentence in sentences if sentence.strip()]
     known = [tokens for tokens in encoded if UNKNOWN not in tokens]
     if not known:

@@ -34,7 +34,7 @@ def main(
 
     from kdtrans import config as configuration
     from kdtrans.artifacts import run_record
-    from kdtrans.contracts import HYPOTHESES, ContractError, read_footer, read_table, write_table
+    from kdtrans.contracts import HYPOTHESES, ContractError, footer_number, read_footer, write_table
     from kdtrans.data.manifest import read_cuts, text_of
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.lm import load_lm
@@ -56,17 +56,30 @@ def main(
                 raise ContractError(f"{path} has tokenizer {sha256[:12]}, {tokenizer} is {pieces.sha256[:12]}")
         model = load_lm(chosen.lm, lm, pieces)
         texts = {cut.id: text_of(cut) for cut in read_cuts(dev_cuts)}
-        tried = tune(scored(read_table(dev, HYPOTHESES).to_pylist(), model), texts, settings.lm_weights)
+        tried = tune(scored(read_hypotheses(dev, pieces.vocab_size), model), texts, settings.lm_weights)
         if not tried:
             raise ValueError(f"{dev}: no hypothesis of a labelled utterance to choose the weight on")
         weight = min(tried, key=lambda weight: (tried[weight], weight))
         print(f"{search}: LM weight {weight:g}: {tried[weight]:.2f} % WER on dev", flush=True)
         started = time.monotonic()
-        rows = ranked(scored(read_table(nbest, HYPOTHESES).to_pylist(), model), weight)
-        seconds = float(footer["decode_seconds"]) + time.monotonic() - started
+        rows = ranked(scored(read_hypotheses(nbest, pieces.vocab_size), model), weight)
+        seconds = footer_number(footer, "decode_seconds", nbest) + time.monotonic() - started
         footer |= {"search": search, "lm_weight": str(weight), "decode_seconds": str(round(seconds, 3))}
         write_table(pa.Table.from_pylist(rows, schema=HYPOTHESES), out, footer)
         record |= {"hypotheses": len(rows), "tried": {str(one): wer for one, wer in tried.items()}, **footer}
+
+
+def read_hypotheses(path: Path, vocab_size: int) -> list[dict[str, Any]]:
+    """Rows of contracts.HYPOTHESES; raises ContractError naming the file, also for a token outside the vocabulary."""
+    from kdtrans.contracts import HYPOTHESES, ContractError, read_table
+
+    rows: list[dict[str, Any]] = read_table(path, HYPOTHESES).to_pylist()
+    for row in rows:
+        if max(row["tokens"], default=0) >= vocab_size:
+            raise ContractError(
+                f"{path}: utterance '{row['utt_id']}' has token {max(row['tokens'])}, of {vocab_size}: decode again"
+            )
+    return rows
 
 
 def scored(rows: list[dict[str, Any]], model: Any, batch: int = 512) -> list[dict[str, Any]]:

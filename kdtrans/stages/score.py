@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdtrans.contracts import ContractError, read_footer
+from kdtrans.contracts import footer_number, read_footer
 
 FOOTER = ("parameters", "decode_seconds", "audio_seconds", "lm_weight")
 
@@ -34,9 +34,11 @@ def main(hypotheses: Path, cuts: list[Path], run: str, system: str, search: str,
     names = {"run": run, "system": system, "search": search, "testset": testset}
     with run_record(out, "score", names, [hypotheses, *cuts]):
         footer = read_footer(hypotheses)
-        facts = _numbers(footer, hypotheses)
+        facts = {key: footer_number(footer, key, hypotheses) for key in FOOTER}
+        streams = footer.get("latency_ms")  # "": it does not
         references = read_references(cuts)
-        found = match_hypotheses(contracts.read_table(hypotheses, contracts.HYPOTHESES), references, hypotheses)
+        table = contracts.read_table(hypotheses, contracts.HYPOTHESES, ("utt_id", "rank", "text"))
+        found = match_hypotheses(table, references, hypotheses)
         texts = [reference.text or "" for reference in references.values()]
         counts = word_errors(texts, list(found.values()))
         low, high = wer_interval(counts.words, counts.errors)
@@ -66,16 +68,9 @@ def main(hypotheses: Path, cuts: list[Path], run: str, system: str, search: str,
             decode_seconds=facts["decode_seconds"],
             parameters=int(facts["parameters"]),
             lm_weight=facts["lm_weight"],
-            latency_ms=round(float(latency)) if (latency := footer.get("latency_ms")) else None,  # "": no streaming
+            latency_ms=round(footer_number(footer, "latency_ms", hypotheses)) if streams else None,
         )
         contracts.write_table(pa.table(columns, schema=contracts.SCORES), out.with_suffix(".parquet"), names)
         versions = {"jiwer": version("jiwer"), "normaliser": NORMALISER}
         write_json(out, summary.to_json() | versions)
     print(f"{run} {search} {testset}: {summary.wer:.2f} % WER [{low:.2f}, {high:.2f}], {summary.utterances} utterances")
-
-
-def _numbers(footer: dict[str, str], source: Path) -> dict[str, float]:
-    missing = [key for key in FOOTER if key not in footer]
-    if missing:
-        raise ContractError(f"{source}: the footer lacks {', '.join(missing)}: decode again")
-    return {key: float(footer[key]) for key in FOOTER}

@@ -63,13 +63,15 @@ def main(
 
 def _repair(folder: Path, verdicts: list[Verdict], repair: bool) -> None:
     """Remove the bad shards, their records and the index, or say how."""
+    import shlex
     import sys
 
     bad = [verdict.path for verdict in verdicts if verdict.problems and verdict.path.exists()]
     if repair and all(verdict.foreign for verdict in verdicts):
         raise ValueError(
             f"all {len(bad)} shards are of another teacher or tokenizer than the one given: nothing is removed, "
-            f"because it is likelier that --model or --tokenizer is wrong; if it is not, rm -r {folder}"
+            "because it is likelier that --model or --tokenizer is wrong; if it is not, "
+            f"rm -r {shlex.quote(str(folder))}"
         )
     if repair:
         for path in (folder / "index.json", folder / "index.arrow", folder / "index.json.run.json"):
@@ -81,7 +83,7 @@ def _repair(folder: Path, verdicts: list[Verdict], repair: bool) -> None:
     elif not bad:
         print("kdtrans verify: run snakemake again to make the missing ones", file=sys.stderr)
     elif len(bad) <= MOST_NAMED:
-        names = " ".join(map(str, bad))
+        names = shlex.join(map(str, bad))
         print(f"kdtrans verify: rm {names} and run snakemake again, or verify with --repair", file=sys.stderr)
     else:
         print("kdtrans verify: verify with --repair, which removes them, and run snakemake again", file=sys.stderr)

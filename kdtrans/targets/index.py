@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kdtrans.artifacts import sha256_file, write_json, write_whole
-from kdtrans.contracts import TARGETS, TARGETS_INDEX, ContractError, TargetsFooter
+from kdtrans.contracts import TARGETS, TARGETS_INDEX, ContractError, TargetsFooter, whole_parquet
 
 # What all shards of a set have in common; index.json repeats it.
 PROVENANCE = (
@@ -77,18 +76,6 @@ def row_groups(path: Path) -> Iterator[pa.Table]:
             raise ContractError(f"{path}: columns are {file.schema_arrow.names}, expected {TARGETS.names}")
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)
-
-
-@contextmanager
-def whole_parquet(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises for damaged bytes, which is of a dozen types, into a ContractError naming the shard."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise ContractError(f"{path} is not a whole Parquet file ({reason}): delete it and dump it again") from None
 
 
 def index_shard(

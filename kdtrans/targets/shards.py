@@ -38,7 +38,6 @@ LAYOUT: dict[str, Any] = {
     # Byte-stream-split saves as little, and DuckDB does not read half floats in it.
     "use_dictionary": ["origin", "path.list.element", "topk_ids.list.element"],
     "write_statistics": [name for name in TARGETS.names if name not in LISTS],  # a list's minimum serves no query
-    "write_page_checksum": True,
 }
 
 

@@ -276,7 +276,7 @@ def _reading(name: str) -> Iterator[None]:
     """Turn all that missing and damaged bytes raise, which is of a dozen types, into a ContractError with the name."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError, RecursionError) as error:
         if isinstance(error, ContractError) and name in str(error):
             raise
         reason = " ".join(str(error).split())

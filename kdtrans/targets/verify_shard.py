@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdtrans.artifacts import read_json, sha256_file
-from kdtrans.contracts import BLANK, ContractError, TargetsFooter
+from kdtrans.contracts import BLANK, ContractError, TargetsFooter, has_nulls, whole_parquet
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.scoring.references import read_references
-from kdtrans.targets.index import IndexedShard, index_shard, row_groups, whole_parquet
+from kdtrans.targets.index import IndexedShard, index_shard, row_groups
 from kdtrans.targets.shards import read_shard_footer
 
 MASS_SLACK = 2.0e-2  # fp16 log-probs of K classes may sum to a little more than 1
@@ -158,7 +158,8 @@ def _checked(
 ) -> Iterator[pa.Table]:
     """The shard's row groups, checked as they pass by; `ranking` collects what is checked over all of them."""
     for table in row_groups(path):
-        _refuse_nulls(path, table)
+        for name in has_nulls(table):
+            raise ContractError(f"{path}: nulls in column {name}: delete it and dump it again")
         ranking.append(table.select(["utt_id", "rank", "weight"]))
         if not _check_lengths(table, footer, findings):
             continue  # nothing else in it can be told apart
@@ -167,13 +168,6 @@ def _checked(
         _check_scores(table, findings)
         _check_texts(table, texts, tokenizer, findings)
         yield table
-
-
-def _refuse_nulls(path: Path, table: pa.Table) -> None:
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count):
-            raise ContractError(f"{path}: nulls in column {name}: delete it and dump it again")
 
 
 def _check_lengths(table: pa.Table, footer: TargetsFooter, findings: Findings) -> bool:

@@ -12,10 +12,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.build import build_student, build_teacher
 from kdtrans.models.pretrained import read_architecture
+from kdtrans.models.saved import load_plain
 from kdtrans.models.transducer import Transducer
 
 LAST, BEFORE = "last.pt", "before.pt"  # a run's state at its last two checkpoints
 FINISHED = "finished.pt"  # and when it has ended, its model
+Result = TypeVar("Result")
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
@@ -64,12 +66,12 @@ def _save(value: Any, path: Path) -> None:
 
 
 def load_torch(path: Path) -> Any:
-    """Read a file of torch.save; raises ContractError naming it when it is not whole."""
+    """Read a file of torch.save; raises ContractError naming it when it is not whole, or holds more than values."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path)
     except FileNotFoundError:
         raise ContractError(f"{path} does not exist: run the stage that makes it") from None
-    except Exception as error:  # truncated archives raise half a dozen types
+    except ValueError as error:
         raise ContractError(
             f"{path} is not a whole checkpoint ({error}): delete it and rerun the stage that makes it"
         ) from None
@@ -102,31 +104,56 @@ def read_model(path: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]
     """The content of model.pt, checked.
 
     Raises:
-        ContractError: when keys are missing, or the model was trained with another tokenizer than the one given.
+        ContractError: when it is no dictionary, keys are missing, or the model was trained with another tokenizer than
+            the one given.
     """
     content: dict[str, Any] = load_torch(path)
+    if not isinstance(content, dict):
+        raise ContractError(f"{path} holds a {type(content).__name__}: it is not a model of this workflow")
     missing = set(MODEL_KEYS) - set(content)
     if missing:
         raise ContractError(f"{path} lacks {sorted(missing)}: it is not a model of this workflow")
     if tokenizer is not None and content["tokenizer_sha256"] != tokenizer.sha256:
         raise ContractError(
-            f"{path} was trained with tokenizer {content['tokenizer_sha256'][:12]}, this run uses "
+            f"{path} was trained with tokenizer {str(content['tokenizer_sha256'])[:12]}, this run uses "
             f"{tokenizer.sha256[:12]}: train it again or give its tokenizer"
         )
     return content
 
 
 def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
-    """A trained teacher or student in eval mode; `.fingerprint` is its identity."""
+    """A trained teacher or student in eval mode; `.fingerprint` is its identity.
+
+    Raises:
+        ContractError: naming the file, when it is no whole model, its parts do not fit each other or the tokenizer, or
+            its weights are not those that were saved.
+    """
     content = read_model(path, tokenizer)
+    if content["vocab_size"] != tokenizer.vocab_size:
+        raise ContractError(f"{path}: vocab_size is {content['vocab_size']}, the tokenizer's {tokenizer.vocab_size}")
     if content["kind"] == "teacher":
-        config = validate(TeacherConfig, content["config"], str(path))
-        model = build_teacher(config, content["vocab_size"], content["encoder_architecture"])
+        teacher = validate(TeacherConfig, content["config"], str(path))
+        model = _fitting(path, lambda: build_teacher(teacher, tokenizer.vocab_size, content["encoder_architecture"]))
     else:
-        model = build_student(validate(StudentConfig, content["config"], str(path)), content["vocab_size"])
-    model.load_state_dict(content["state_dict"])
+        student = validate(StudentConfig, content["config"], str(path))
+        model = _fitting(path, lambda: build_student(student, tokenizer.vocab_size))
+    _fitting(path, lambda: model.load_state_dict(content["state_dict"]))
+    if (found := fingerprint(content["state_dict"])) != content["fingerprint"]:
+        raise ContractError(
+            f"{path}: the weights have the fingerprint {found[:12]}, the file says {str(content['fingerprint'])[:12]}: "
+            "they have been damaged or changed: train again"
+        )
     model.fingerprint = content["fingerprint"]
     return model.eval()
+
+
+def _fitting(path: Path, step: Callable[[], Result]) -> Result:
+    """Do a step of putting a model together; raises ContractError naming the file when what it holds does not fit."""
+    try:
+        return step()
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ContractError(f"{path}: configuration, encoder and weights do not fit each other ({reason})") from None
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:

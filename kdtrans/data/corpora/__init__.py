@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from kdtrans.contracts import is_unicode
 from kdtrans.data.corpora import an4, folder, kaldi, librispeech
 from kdtrans.data.corpora.utterance import Utterance
 
@@ -30,15 +31,25 @@ def read_part(name: str, root: Path, part: str) -> list[Utterance]:
         part: the part's name in that corpus, e.g. `train-clean-100`.
 
     Raises:
-        ValueError: when the part is missing, has no utterance, or a line of its lists cannot be read; names the file.
+        ValueError: when the part is missing, has no utterance, a line of its lists cannot be read, or an utterance's id
+            or speaker is empty or, like the path of its audio, no Unicode; names the file.
     """
-    utterances = [
-        replace(utterance, audio=utterance.audio.absolute(), text=normalise(utterance.text))
-        for utterance in READERS[name](Path(root), part)
-    ]
+    utterances = [_named(utterance) for utterance in READERS[name](Path(root), part)]
     if not utterances:
         raise ValueError(f"{root}: part '{part}' of the {name} corpus has no utterance: check corpus.root and the part")
     return utterances
+
+
+def _named(utterance: Utterance) -> Utterance:
+    """The utterance with normalised text and an absolute path, if its names can be written into a manifest."""
+    audio = utterance.audio.absolute()
+    for what, name in {"id": utterance.id, "speaker": utterance.speaker, "path": str(audio)}.items():
+        if not name.strip():
+            raise ValueError(f"{audio} (utterance '{utterance.id}') has no {what}")
+        # A file name is any bytes.
+        if not is_unicode(name):
+            raise ValueError(f"{audio}: the {what} is not UTF-8: rename the file or its folder")
+    return replace(utterance, audio=audio, text=normalise(utterance.text))
 
 
 def normalise(text: str | None) -> str | None:

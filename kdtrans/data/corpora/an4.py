@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrans.data.corpora.utterance import Utterance, read_lines
 
 SUFFIXES = (".sph", ".flac", ".wav")
-_LINE = re.compile(r"(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()\s]+)\)")
 
 
 def read(root: Path, part: str) -> Iterator[Utterance]:
     """Utterances of `train` or `test` in the order of the file ids; the speaker is the folder of the recording.
 
     Raises:
-        ValueError: when a list is missing, a transcription line has no `(id)`, or the two lists differ.
+        ValueError: when a list is missing, a transcription line has no `(id)` or that of another, or the lists differ.
     """
     transcription = root / "etc" / f"an4_{part}.transcription"
     texts: dict[str, str] = {}
     for line in read_lines(transcription):
-        match = _LINE.fullmatch(line)
-        if match is None:
+        text, _, utt_id = line.removesuffix(")").rpartition("(")
+        if not line.endswith(")") or not utt_id or utt_id.split() != [utt_id] or ")" in utt_id:
             raise ValueError(f"{transcription}: expected 'TEXT (id)', found '{line}'")
-        texts[match["id"]] = match["text"]
+        if utt_id in texts:
+            raise ValueError(f"{transcription}: '{utt_id}' is listed twice")
+        texts[utt_id] = text.strip().removeprefix("<s>").removesuffix("</s>")
     for fileid in read_lines(root / "etc" / f"an4_{part}.fileids"):
         stem = root / "wav" / fileid
         if stem.name not in texts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +14,7 @@ from kdtrans.contracts import SAMPLE_RATE
 from kdtrans.data.corpora.utterance import Utterance
 
 PROBE_SAMPLES = 4096
+MOST_TAPS = 1 << 24  # of the filters that resample to 16 kHz: 64 MB; the usual rates need less than a hundredth
 STREAMED_BYTES = 0x7FFFF000  # sizes from here on are what a program that writes WAV into a pipe puts for "unknown"
 
 
@@ -74,6 +77,9 @@ def open_cut(utterance: Utterance) -> MonoCut:
 
 def _probe(path: Path) -> tuple[int, int, int]:
     """Channels, sampling rate and samples a channel, after decoding the last block."""
+    if not os.path.isfile(path):  # a pipe would keep its reader waiting for ever
+        what = "is no file" if os.path.exists(path) else "does not exist"
+        raise AudioError("unreadable_audio", f"{path} {what}")
     try:
         with soundfile.SoundFile(path) as audio:
             num_samples = audio.frames
@@ -82,13 +88,23 @@ def _probe(path: Path) -> tuple[int, int, int]:
             decoded = len(audio.read(tail, dtype="int16"))
             header = audio.channels, audio.samplerate, num_samples
     except (soundfile.SoundFileError, OSError) as error:
-        if not path.exists():
-            raise AudioError("unreadable_audio", f"{path} does not exist") from None
         raise AudioError("unreadable_audio", f"{path} cannot be decoded ({error})") from None
     if decoded < tail:
         raise AudioError("unreadable_audio", f"{path} is cut short: its header says {num_samples} samples")
     _check_riff_size(path)
+    _check_rate(path, header[1])
     return header
+
+
+def _check_rate(path: Path, sampling_rate: int) -> None:
+    """A rate that has no large divisor in common with 16 kHz takes gigabytes of filters to resample."""
+    common = math.gcd(sampling_rate, SAMPLE_RATE)
+    if sampling_rate // common * SAMPLE_RATE // common > MOST_TAPS:
+        raise AudioError(
+            "unreadable_audio",
+            f"{path} has {sampling_rate} Hz, from which {SAMPLE_RATE} Hz cannot be had in reasonable memory: "
+            "resample it beforehand",
+        )
 
 
 def _check_riff_size(path: Path) -> None:

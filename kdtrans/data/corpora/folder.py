@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdtrans.data.corpora.utterance import Utterance, read_lines
+from kdtrans.data.corpora.utterance import Utterance, read_lines, read_text
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
@@ -20,7 +19,8 @@ def read(root: Path, part: str) -> Iterator[Utterance]:
     speaker is the name of the file's folder, the id its path in the part without the suffix.
 
     Raises:
-        ValueError: when the folder is missing or the TSV has no column `path` or a row without one.
+        ValueError: when the folder is missing, or the TSV has no column `path`, a row without one, a row with more or
+            fewer cells than columns, or two rows of one file.
     """
     folder = Path(os.path.abspath(root / part))
     if not folder.is_dir():
@@ -32,24 +32,33 @@ def read(root: Path, part: str) -> Iterator[Utterance]:
         row = rows.get(path, {})
         name = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
         text = row["text"] if row.get("text") is not None else _text_beside(path)
-        utt_id = row.get("id") or name.with_suffix("").as_posix()
+        utt_id = row.get("id") or name.as_posix().removesuffix(name.suffix)
         yield Utterance(utt_id, row.get("speaker") or path.parent.name, path, text)
 
 
 def _read_tsv(tsv: Path) -> dict[Path, dict[str, str]]:
+    """The rows, column -> cell, by the file that they are about; none where there is no TSV."""
     if not tsv.is_file():
         return {}
-    with open(tsv, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if "path" not in (reader.fieldnames or []):
-            raise ValueError(
-                f"{tsv}: the first line must name the columns, 'path' among them; found {reader.fieldnames}"
-            )
-        rows = list(reader)
-    for number, row in enumerate(rows, 2):
+    header, *lines = read_text(tsv).split("\n")
+    columns = header.split("\t")
+    if "path" not in columns or len(set(columns)) < len(columns):
+        raise ValueError(f"{tsv}: the first line must name the columns, 'path' among them, each once; found {columns}")
+    rows: dict[Path, dict[str, str]] = {}
+    for number, line in enumerate(lines, 2):
+        if not line:
+            continue
+        cells = line.split("\t")
+        if len(cells) != len(columns):
+            raise ValueError(f"{tsv}:{number}: {len(cells)} cells for the {len(columns)} columns {columns}")
+        row = dict(zip(columns, cells, strict=True))
         if not row["path"]:
             raise ValueError(f"{tsv}:{number}: no path")
-    return {Path(os.path.abspath(tsv.parent / row["path"])): row for row in rows}
+        path = Path(os.path.abspath(tsv.parent / row["path"]))
+        if path in rows:
+            raise ValueError(f"{tsv}:{number}: '{row['path']}' is listed twice: keep one of the rows")
+        rows[path] = row
+    return rows
 
 
 def _text_beside(path: Path) -> str | None:

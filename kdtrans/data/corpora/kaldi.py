@@ -22,7 +22,7 @@ def read(root: Path, part: str) -> Iterator[Utterance]:
     speakers = read_table(folder / "utt2spk")
     texts = read_table(folder / "text") if (folder / "text").is_file() else {}
     for utt_id, recording, start_s, end_s in _segments(folder, recordings):
-        if utt_id not in speakers:
+        if not speakers.get(utt_id):
             raise ValueError(f"{folder / 'utt2spk'}: no speaker for utterance '{utt_id}'")
         yield Utterance(utt_id, speakers[utt_id], recordings[recording], texts.get(utt_id), start_s, end_s)
 
@@ -46,6 +46,8 @@ def _segments(folder: Path, recordings: dict[str, Path]) -> Iterator[tuple[str, 
 
 
 def _audio(root: Path, folder: Path, recording: str, value: str) -> Path:
+    if not value:
+        raise ValueError(f"{folder / 'wav.scp'}: '{recording}' has no file")
     if value.endswith("|") or value.startswith("|"):
         raise ValueError(
             f"{folder / 'wav.scp'}: '{recording}' is a command ('{value}'): none is run; write its audio to a file"

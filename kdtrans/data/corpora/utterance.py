@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # no white space, and in no text: the file is damaged
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,27 @@ class Utterance:
     end_s: float | None = None  # None: to the end of the file
 
 
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 list without the blank ones; raises ValueError naming a file that is missing or not UTF-8."""
+def read_text(path: Path) -> str:
+    """A UTF-8 text with \\n at the ends of its lines, whatever the file has there, and without a byte order mark.
+
+    Raises:
+        ValueError: naming the file that is missing, not UTF-8, or has control characters.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: check corpus.root and the names of the parts") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from None
-    return [line.strip() for line in lines if line.strip()]
+        raise ValueError(f"{path} is not UTF-8 text ({error}): convert it, or fetch it again") from None
+    if control := _CONTROL.search(text):
+        number = text.count("\n", 0, control.start()) + 1
+        raise ValueError(f"{path}:{number}: {control[0]!r} is in no text: take it out, or fetch the file again")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 list without the blank ones; raises ValueError as `read_text` does."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def read_table(path: Path) -> dict[str, str]:
