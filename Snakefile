@@ -12,6 +12,9 @@ min_version("9.20")
 configfile: "config.yaml"
 
 
+container: "envs/kdtrans.sif"  # with --sdm apptainer only; envs/README.md says how it is built
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/lm.smk"
