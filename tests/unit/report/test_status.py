@@ -158,7 +158,8 @@ def test_other_code_is_named_and_makes_nothing_stale(maker: Maker) -> None:
         "teacher/gate.json": ("code: not recorded",),
     }
     assert by_path(layout_of())["teacher/gate.json"].state == "older code"
-    assert text_of(layout_of(), configs=("my.yaml",)).endswith(": snakemake --forcerun gate score --configfile my.yaml")
+    line = ": snakemake --forcerun gate score_testset --configfile my.yaml"
+    assert text_of(layout_of(), configs=("my.yaml",)).endswith(line)
 
 
 def test_a_lost_shard_is_missing_and_what_follows_is_stale(maker: Maker) -> None:
@@ -214,7 +215,7 @@ def test_a_sweep_is_a_phase_of_its_own_and_decodes_dev_alone(maker: Maker) -> No
     swept = layout_of({"sweep": {"kd_unlabelled": {"kd.weight": [0.2, 2.0]}}})
     found = [row for row in by_path(swept).values() if row.artifact.phase == "sweep"]
     assert [row.artifact.rule for row in found] == [
-        *(rule for rule in ("train_student", "decode_testset", "score") for _ in range(2)),
+        *(rule for rule in ("train_student", "decode_testset", "score_testset") for _ in range(2)),
         "choose",
     ]
 
