@@ -151,7 +151,7 @@ class Survey:
         makers = {self._makers[path].path: self._makers[path] for path in _read_by(artifact) if path in self._makers}
         found = [row for row in map(self.row, makers.values()) if row.remade]
         for (state, name), count in Counter((row.state, self._named(row.artifact)) for row in found).items():
-            yield f"{state}: {name if '*' not in name else f'{count:,} of {name}'}"
+            yield f"{state}: {name}" if count == 1 else f"{state}: {count:,} of {name}"
 
     def _named(self, artifact: Artifact) -> str:
         """Its series where it has others beside it, else itself."""

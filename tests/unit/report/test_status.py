@@ -166,7 +166,7 @@ def test_a_lost_shard_is_missing_and_what_follows_is_stale(maker: Maker) -> None
     Path(layout_of().shards_of("teacher")[1]).unlink()
     rows, series = by_path(layout_of()), "results/targets/teacher/train/part-*.parquet"
     assert rows["targets/teacher/train/part-00001.parquet"].state == "missing"
-    assert rows["targets/teacher/train/index.json"].why == (f"missing: 1 of {series}",)
+    assert rows["targets/teacher/train/index.json"].why == (f"missing: {series}",)
     assert rows[STUDENT].why == ("stale: results/targets/teacher/train/index.json",)
 
 
