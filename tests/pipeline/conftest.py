@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-Snakemake = Callable[..., subprocess.CompletedProcess[str]]
+from tests.pipeline.workflow import Snakemake, run_snakemake
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +18,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def snakemake(folder: Path) -> Snakemake:
-    """A function that runs Snakemake in `folder`; `over` is a configuration laid over the tiny one."""
-
-    def run(*arguments: str, over: str = "{}") -> subprocess.CompletedProcess[str]:
-        (folder / "over.yaml").write_text(over)
-        configs = [REPOSITORY / "config.yaml", REPOSITORY / "workflow/configs/tiny.yaml", folder / "over.yaml"]
-        command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--directory", folder]
-        return subprocess.run(
-            [*map(str, [*command, "--configfile", *configs]), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-        )
-
-    return run
+    """A function that runs Snakemake in `folder`."""
+    return partial(run_snakemake, folder)
 
 
 @pytest.fixture(scope="session")

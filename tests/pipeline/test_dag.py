@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -15,10 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdtrans import contracts
-from tests.pipeline.test_status import remade
+from tests.pipeline.workflow import REPOSITORY, Snakemake, jobs
 
-REPOSITORY = Path(__file__).parents[2]
-Snakemake = Callable[..., subprocess.CompletedProcess[str]]  # the fixture of conftest.py
 SYSTEMS = ["teacher", "baseline", "kd_unlabelled"]
 SEARCHES = {system: ["greedy", "beam_lm"] for system in SYSTEMS}
 SEARCHES["kd_unlabelled"] += ["greedy_320ms"]  # a streaming system
@@ -26,13 +22,6 @@ TEST_SETS = ["dev", "test"]
 TOKENIZER = "new/tokenizer/tokenizer.model"  # of a run in a folder of its own
 DECODED = [(system, search) for system in SYSTEMS for search in SEARCHES[system]]
 DECODINGS = len(DECODED) * len(TEST_SETS)
-
-
-def jobs(dry_run_output: str) -> dict[str, int]:
-    """Rule -> number of jobs, from the table that a dry run prints."""
-    table = dry_run_output.partition("Job stats:")[2].partition("total")[0]
-    rows = re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.MULTILINE)
-    return {rule: int(count) for rule, count in rows if rule != "all"}
 
 
 def utterances(*manifests: Path) -> list[str]:
@@ -74,67 +63,6 @@ def test_the_table_names_every_system(results: Path) -> None:
 
 def test_a_second_run_has_nothing_to_do(results: Path, snakemake: Snakemake) -> None:
     assert "Nothing to be done" in snakemake().stdout
-
-
-def test_a_lost_shard_is_made_again_alone_with_what_follows(results: Path, snakemake: Snakemake) -> None:
-    shard = results / "targets/teacher/train/part-00001.parquet"
-    aside = shard.rename(shard.with_suffix(".aside"))
-    try:
-        planned = jobs(snakemake("--dry-run").stdout)
-    finally:
-        aside.rename(shard)
-    assert planned["dump"] == planned["verify"] == planned["train_student"] == planned["report"] == 1
-    assert not planned.keys() & {"synth", "prepare_corpus", "check", "lm", "train_teacher", "gate"}
-
-
-@pytest.mark.parametrize(
-    ("over", "planned"),
-    [
-        ("teacher: {max_wer: 200000.0}", {"gate": 1}),
-        ("{teacher: {training: {log_every: 1}}, student: {training: {cache_gb: 1.0, band_width: 7}}}", {}),
-        (
-            "decode: {max_duration_s: 30.0}",
-            {"decode_testset": DECODINGS, "score_testset": DECODINGS, "align": 3, "report": 1},
-        ),
-        (
-            "decode: {searches: {greedy: {max_symbols: 2}}}",
-            {"decode_testset": 6, "score_testset": 6, "report": 1},
-        ),
-        (
-            "systems: {kd_unlabelled: {kd: {weight: 0.3}}}",
-            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score_testset": 6, "align": 1, "report": 1},
-        ),
-        (  # a system's filters are read with the targets
-            "systems: {kd_unlabelled: {filters: {min_confidence: 0.5}}}",
-            {"train_student": 1, "tune_lm": 1, "decode_testset": 6, "score_testset": 6, "align": 1, "report": 1},
-        ),
-        (  # the n-gram stays, and the targets that the LSTM went into are made again
-            "lm: {lstm: {updates: 20}}",
-            {"lstm_lm": 1, "dump": 2, "verify": 1, "train_student": 1}
-            | {"tune_lm": 1, "decode_testset": 6, "score_testset": 6, "align": 1, "report": 1},
-        ),
-        (  # a second target set and a system that learns from it
-            "{target_sets: {top1: {top_k: 1}}, systems: {one: {kd: {weight: 1.0}, targets: top1}}}",
-            {"dump": 2, "verify": 1, "train_student": 1}
-            | {"tune_lm": 1, "decode_testset": 4, "score_testset": 4, "align": 1, "report": 1},
-        ),
-        (  # a set along the paths of one that is there
-            "{target_sets: {again: {along: teacher}}, systems: {two: {kd: {weight: 1.0}, targets: [teacher, again]}}}",
-            {"dump": 2, "verify": 1, "train_student": 1}
-            | {"tune_lm": 1, "decode_testset": 4, "score_testset": 4, "align": 1, "report": 1},
-        ),
-        (  # seeds are runs of their own
-            "systems: {more: {seeds: [1, 2]}}",
-            {"train_student": 2, "tune_lm": 2, "decode_testset": 8, "score_testset": 8, "align": 2, "report": 1},
-        ),
-    ],
-)
-def test_a_changed_key_reruns_what_depends_on_it(
-    results: Path, snakemake: Snakemake, monkeypatch: pytest.MonkeyPatch, over: str, planned: dict[str, int]
-) -> None:
-    assert jobs(snakemake("--dry-run", over=over).stdout) == planned
-    monkeypatch.chdir(results.parent)
-    assert remade(results.parent, over) == planned, "what status says differs from what Snakemake plans"
 
 
 def test_two_teachers_are_dumped_along_the_same_paths(folder: Path, snakemake: Snakemake) -> None:
@@ -202,20 +130,6 @@ def test_librispeech_presets_make_a_plan(
     assert not planned.keys() & {"synth", "download"}
 
 
-def test_a_job_time_limit_reaches_the_trainers_and_retrains_nothing(results: Path, snakemake: Snakemake) -> None:
-    limit = ("--set-resources", "train_student:runtime=60")
-    assert "Nothing to be done" in snakemake("--dry-run", *limit).stdout
-    forced = snakemake("--dry-run", "--printshellcmds", *limit, "--forcerun", "train_student").stdout
-    assert forced.count("--max-seconds 3000 ") == 2
-
-
-def test_a_dry_run_leaves_the_settings_of_a_run_alone(results: Path, snakemake: Snakemake) -> None:
-    settings = results / "config/report.yaml"
-    before = settings.read_text()
-    assert jobs(snakemake("--dry-run", over="report: {title: Another}").stdout) == {"report": 1}
-    assert settings.read_text() == before
-
-
 def test_a_wrong_key_stops_before_any_job(snakemake: Snakemake) -> None:
     run = snakemake("--dry-run", over="student: {kd: {wait: 1.0}}")
     assert run.returncode != 0
@@ -228,3 +142,16 @@ def test_a_corpus_that_is_not_there_is_asked_for(snakemake: Snakemake) -> None:
     assert run.returncode != 0
     assert "snakemake download" in run.stdout
     assert jobs(snakemake("--dry-run", "download", over=librispeech).stdout) == {"download": 1}
+
+
+def test_a_job_computes_with_as_many_threads_as_its_rule_has(tmp_path: Path) -> None:
+    """So that jobs side by side on one machine do not compete for its cores; here, OMP_NUM_THREADS is 1."""
+    rules = [
+        f"rule {name}:\n    output: '{name}'\n    {threads}\n    shell: 'echo $OMP_NUM_THREADS > {{output}}'\n"
+        for name, threads in (("trainer", "threads: 2"), ("other", ""))
+    ]
+    (tmp_path / "Snakefile").write_text("".join(rules))
+    profile = ["--workflow-profile", str(REPOSITORY / "profiles/default"), "--cores", "2"]
+    command = [sys.executable, "-m", "snakemake", *profile, "trainer", "other"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert [(tmp_path / name).read_text().strip() for name in ("trainer", "other")] == ["2", "1"]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from kdtrans.contracts import TARGETS_INDEX
-from tests.pipeline.test_dag import REPOSITORY, jobs
+from tests.pipeline.workflow import REPOSITORY, jobs
 
 SHARDS = int(os.environ.get("KDTRANS_SHARDS", "60"))
 HOURS_A_SHARD, UTTERANCES_A_SHARD = 3, 900  # of 12 s

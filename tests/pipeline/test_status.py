@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ import pytest
 from kdtrans.config import load
 from kdtrans.layout import Layout
 from kdtrans.report.status import PRESENT, STALE, Survey
+from tests.pipeline.workflow import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
-Snakemake = Callable[..., subprocess.CompletedProcess[str]]  # the fixture of conftest.py
 CONFIGS = REPOSITORY / "workflow/configs"
 TINY = [REPOSITORY / "config.yaml", CONFIGS / "tiny.yaml"]
 
