@@ -172,7 +172,7 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file; raises ValueError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): delete it and rerun the stage that makes it") from None
 
 

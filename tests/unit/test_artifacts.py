@@ -106,3 +106,10 @@ def test_a_stage_claims_what_it_makes(tmp_path: Path) -> None:
     assert not is_claimed(path)
     found = read_json(f"{path}.run.json")
     assert (found["stage"], found["config"], found["more"]) == ("stage", {"key": 1}, 2)
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"a": "\xff"}', b"[" * 100_000], ids=["cut", "no UTF-8", "deep"])
+def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"summary\.json is not JSON"):
+        read_json(tmp_path / "summary.json")
