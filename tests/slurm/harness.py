@@ -38,13 +38,15 @@ class Job:
     state: str
     comment: str  # rule_NAME_wildcards_VALUES
     partition: str
+    folder: Path  # where its driver was started
 
 
 def cluster_jobs() -> list[Job]:
     """The jobs that wait or run."""
-    command = ["squeue", "-h", "-t", "PD,R,CG,S", "-o", "%A|%T|%k|%P"]
+    command = ["squeue", "-h", "-t", "PD,R,CG,S", "-o", "%A|%T|%k|%P|%Z"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return [Job(*line.split("|")) for line in run.stdout.splitlines() if line.count("|") == 3]
+    rows = (line.split("|") for line in run.stdout.splitlines() if line.count("|") == 4)
+    return [Job(*facts, folder=Path(folder)) for *facts, folder in rows]
 
 
 def shown(job: str, fact: str) -> str:
@@ -144,7 +146,8 @@ class Workflow:
     def training_job(self, run: str) -> Job | None:
         """The running job that trains a run."""
         comment = f"rule_train_student_wildcards_{run}"
-        return next((job for job in cluster_jobs() if job.comment == comment and job.state == "RUNNING"), None)
+        here = (job for job in cluster_jobs() if job.folder == self.folder and job.state == "RUNNING")
+        return next((job for job in here if job.comment == comment), None)
 
 
 def end(driver: subprocess.Popen[bytes]) -> None:
@@ -152,12 +155,6 @@ def end(driver: subprocess.Popen[bytes]) -> None:
     if driver.poll() is None:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-
-
-def cancel_all() -> None:
-    """Cancel every job of the cluster, and wait until none is left."""
-    subprocess.run(["scancel", "-u", "root"], timeout=30)
-    wait_for(lambda: not cluster_jobs(), 60, "all jobs are cancelled")
 
 
 class FaultTable:
