@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,13 +21,12 @@ class MetricsLog:
     """metrics.jsonl (one row a log step) and TensorBoard events, both continued by a resumed run."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._path = folder / "metrics.jsonl"
         # Rows of updates that a killed run made after its last checkpoint are made again: drop them.
         kept = [row for row in read_metrics(self._path) if row["step"] <= start]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        with naming(self._path):
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            self._events = EventFile(folder / "tensorboard", start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add one row; raises OSError naming the file when the disk is full."""
@@ -33,9 +34,39 @@ class MetricsLog:
             with open(self._path, "a", encoding="utf-8") as file:
                 row = {"step": step, **{name: round(value, 6) for name, value in values.items()}}
                 file.write(json.dumps(row) + "\n")
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
-            self._events.flush()
+            self._events.write(step, values)
+
+
+class EventFile:
+    """A file of TensorBoard events, written in this thread: a full disk is then an error of the run, in its place.
+
+    Args:
+        folder: one folder a run, however often it is resumed.
+        start: updates that are done; what was written of later ones is hidden by TensorBoard.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(open(folder / name, "wb", buffering=0))  # noqa: SIM115 - for as long as the run
+        begins = SessionLog(status=SessionLog.START)
+        for event in (Event(file_version="brain.Event:2"), Event(step=start + 1, session_log=begins)):
+            self._add(event)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add the values of an update."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(Event(step=step, summary=Summary(value=scalars)))
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import errno
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
 from kdtrans.__main__ import main
-from kdtrans.config import TrainingConfig
+from kdtrans.config import TrainingConfig, merge
 from kdtrans.data.manifest import text_of
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.training.checkpoint import claim, load_model
@@ -17,7 +20,7 @@ from kdtrans.training.evaluate import dev_evaluation
 from kdtrans.training.loop import _check_finite
 from kdtrans.training.progress import MetricsLog, read_metrics
 from kdtrans.training.schedule import WeightAverage, tri_stage
-from tests.tiny import Workspace
+from tests.tiny import TEACHER, Workspace
 
 
 def test_tri_stage_warms_up_holds_and_decays() -> None:
@@ -69,15 +72,25 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_utterances(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = Workspace(tmp_path, utterances=4)
-    soundfile.write(tmp_path / "utt01.wav", np.full(20000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
-    (tmp_path / "utt01.flac").unlink()
-    (tmp_path / "utt01.wav").rename(tmp_path / "utt01.flac")
+    work.config("teacher").write_text(yaml.safe_dump(merge(TEACHER, {"training": {"lr": 1.0e30}})))
     out = tmp_path / "teacher" / "model.pt"
     assert main(work.teacher_command(out)) == 1
     error = capsys.readouterr().err
-    assert "loss is nan" in error
-    assert "utt01" in error
+    assert re.search(r"update \d: loss\w* is (nan|inf)", error)
+    assert "utt0" in error
+    assert "lower training.lr" in error
     assert not out.exists()
+
+
+def test_samples_that_are_no_numbers_stop_the_run_and_name_their_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Workspace(tmp_path, utterances=4)
+    soundfile.write(tmp_path / "utt01.wav", np.full(20000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
+    (tmp_path / "utt01.flac").unlink()
+    (tmp_path / "utt01.wav").rename(tmp_path / "utt01.flac")
+    assert main(work.teacher_command(tmp_path / "teacher" / "model.pt")) == 1
+    assert "utt01" in capsys.readouterr().err
 
 
 def test_metrics_of_lost_updates_are_dropped(tmp_path: Path) -> None:
@@ -88,6 +101,33 @@ def test_metrics_of_lost_updates_are_dropped(tmp_path: Path) -> None:
         file.write('{"step": 8, "lo')  # cut short by a kill
     MetricsLog(tmp_path, 4)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4]
+
+
+def test_tensorboard_reads_what_a_resumed_run_has_written(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first, second = (2, 4, 6), (5, 6, 7)  # killed after 6, whose checkpoint was at 4
+    for start, steps in ((0, first), (4, second)):
+        log = MetricsLog(tmp_path, start)
+        for step in steps:
+            log.write(step, {"loss": step + start / 10, "dev_wer": 50.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["dev_wer", "loss"]
+    read = {event.step: event.value for event in events.Scalars("loss")}
+    assert read == pytest.approx({2: 2.0, 4: 4.0, 5: 5.4, 6: 6.4, 7: 7.4})
+    assert {row["step"]: row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")} == pytest.approx(read)
+
+
+def test_metrics_that_cannot_be_written_name_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(tmp_path, 0)
+
+    def full(data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log._events._records, "write", full)
+    with pytest.raises(OSError, match=r"No space left on device: cannot write .*metrics\.jsonl"):
+        log.write(1, {"loss": 1.0})
 
 
 def test_a_folder_is_held_by_one_trainer_at_a_time(tmp_path: Path) -> None:
