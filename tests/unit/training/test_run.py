@@ -16,7 +16,7 @@ from kdtrans.data.batches import BatchOrder, Example, Supervision, known, load_f
 from kdtrans.data.manifest import text_of, write_cuts
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.training import shift
-from kdtrans.training.checkpoint import load_model, load_torch
+from kdtrans.training.checkpoint import fingerprint, load_model, load_torch
 from kdtrans.training.progress import read_metrics
 from kdtrans.training.run import largest_grids, teacher_outputs
 from tests.tiny import STUDENT, Workspace
@@ -88,11 +88,13 @@ def test_another_teacher_than_that_of_the_pseudo_text_is_refused(
     toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = command_of(toy, tmp_path / "run", {"kd": {"loss": "collapsed", "weight": 1.0}}, teacher=True)
-    other = load_torch(toy.teacher) | {"fingerprint": "f" * 64}
-    torch.save(other, tmp_path / "other.pt")
+    other = load_torch(toy.teacher)
+    weights = {name: value + 1.0 for name, value in other["state_dict"].items()}
+    torch.save(other | {"state_dict": weights, "fingerprint": fingerprint(weights)}, tmp_path / "other.pt")
     command[command.index("--teacher") + 1] = str(tmp_path / "other.pt")
     assert main(command) == 1
-    assert "other.pt is teacher ffffffffffff, but the pseudo text" in capsys.readouterr().err
+    expected = f"other.pt is teacher {fingerprint(weights)[:12]}, but the pseudo text"
+    assert expected in capsys.readouterr().err
 
 
 def test_when_the_filters_leave_nothing_they_are_named(
