@@ -11,6 +11,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-k2 test-slurm study-an4 lint lock clean
 
+# Without bytecode every job of a workflow compiles Snakemake and torch anew, which takes longer than most jobs' work.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
