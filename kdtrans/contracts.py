@@ -14,6 +14,7 @@
     targets/{set}/train/index.arrow         where each target lies, memory-mapped; see TARGETS_INDEX
     systems/{run}/model.pt                  checkpoint    see MODEL_KEYS; a run is a system, or one of its seeds
     */checkpoints/metrics.jsonl             training curves, a row a log step
+    */checkpoints/last.pt, before.pt        state of a training at its last two checkpoints; finished.pt: its model
     decode/{run}/{search}/lm_weight.json    the weight chosen on dev, and those tried
     decode/{run}/{search}/{testset}.parquet               hypotheses; see HYPOTHESES
     decode/{run}/{search}/{testset}.score.parquet         per-utterance counts; see SCORES
