@@ -62,8 +62,6 @@ def whole(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
 @pytest.fixture(scope="session")
 def faults() -> Iterator[FaultTable]:
     """The fault table, printed at the end."""
-    path = REPOSITORY / "results/slurm/faults.json"
-    path.unlink(missing_ok=True)
-    table = FaultTable(path)
+    table = FaultTable(REPOSITORY / "results/slurm/faults.json")
     yield table
     print("\n\n" + "\n".join(table.lines()))

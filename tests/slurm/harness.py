@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
+from kdtrans.artifacts import code_revision
 from kdtrans.training.progress import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -158,21 +159,23 @@ def end(driver: subprocess.Popen[bytes]) -> None:
 
 
 class FaultTable:
-    """Counts of faults, by kind: injected, survived, lost; kept in a JSON file while they grow."""
+    """Counts of faults, by kind: injected, survived, lost; kept in a JSON file, where a kind's last run is what counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: dict[str, dict[str, int]] = {}
+        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, kind: str, injected: int, survived: int) -> None:
         """Record a kind's counts; lost are those that did not survive."""
-        self.rows[kind] = {"injected": injected, "survived": survived, "lost": injected - survived}
+        counts = {"injected": injected, "survived": survived, "lost": injected - survived}
+        self.rows[kind] = counts | {"date": time.strftime("%Y-%m-%d"), "code_revision": code_revision()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.rows, indent=2) + "\n")
 
     def lines(self) -> Iterator[str]:
         """The table."""
         width = max(map(len, self.rows), default=4)
-        yield f"{'fault':{width}}  injected  survived  lost"
+        yield f"{'fault':{width}}  injected  survived  lost  date        code"
         for kind, row in self.rows.items():
-            yield f"{kind:{width}}  {row['injected']:8}  {row['survived']:8}  {row['lost']:4}"
+            counts = f"{row['injected']:8}  {row['survived']:8}  {row['lost']:4}"
+            yield f"{kind:{width}}  {counts}  {row['date']}  {row['code_revision']}"

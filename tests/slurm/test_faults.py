@@ -127,6 +127,7 @@ class Ordeal:
     injected: Counter[str] = field(default_factory=Counter)
     timed_out: list[str] = field(default_factory=list)  # jobs
     fillers: dict[int, Path] = field(default_factory=dict)  # of a training's disk, while its process is there
+    broken: set[int] = field(default_factory=set)  # processes: a fault each, so that none hides another
 
     def run(self) -> None:
         """Train all systems to the end; at random updates, in random order, break each of them by every kind."""
@@ -139,13 +140,13 @@ class Ordeal:
                     self.fillers.pop(pid).unlink()
                 for out, pid in trainers.items():
                     run = out.parent.name
-                    if not pending[run] or pid in self.fillers or self.workflow.step(run) < pending[run][0][0]:
+                    if pid in self.broken or not pending[run] or self.workflow.step(run) < pending[run][0][0]:
                         continue
                     kind = pending[run][0][1]
                     if self.kinds[kind](self, run, pid):
                         self.injected[kind] += 1
+                        self.broken.add(pid)
                         del pending[run][0]
-                        time.sleep(0.1)  # until it is dead: the next fault is another attempt's
                 time.sleep(0.2)
             assert driver.wait() == 0, self.workflow.tail()
         finally:
