@@ -159,7 +159,7 @@ def end(driver: subprocess.Popen[bytes]) -> None:
 
 
 class FaultTable:
-    """Counts of faults, by kind: injected, survived, lost; kept in a JSON file, where a kind's last run is what counts."""
+    """Counts of faults, by kind: injected, survived, lost; kept in a JSON file, of each kind the last run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
