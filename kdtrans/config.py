@@ -913,18 +913,21 @@ def json_schema() -> dict[str, Any]:
 
 def _refuse_junk(values: Any) -> None:
     """Raise ConfigError for what is no configuration: too many values, too deep, in a circle, or bytes for text."""
-    waiting, count = [(values, 0)], 0
+    waiting: list[tuple[str, Any, int]] = [("", values, 0)]
+    count = 0
     while waiting:
-        value, depth = waiting.pop()
+        key, value, depth = waiting.pop()
         count += 1
         if count > MOST_VALUES or depth > DEEPEST:
             raise ConfigError(f"more than {MOST_VALUES:,} values or {DEEPEST} levels of them: this is no configuration")
         if isinstance(value, str) and NO_TEXT.search(value):
-            raise ConfigError(f"{_shown(value)} has control characters: take them out")
+            where = f"{key}: " if key else ""
+            raise ConfigError(f"{where}{_shown(value)} has control characters: one breaks lines of logs, take them out")
         if isinstance(value, dict):
-            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
-        elif isinstance(value, list):
-            waiting += [(part, depth + 1) for part in value]
+            waiting += [(key, name, depth + 1) for name in value]
+        if isinstance(value, dict | list):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{key}.{name}" if key else str(name), part, depth + 1) for name, part in parts]
 
 
 def _expand(values: Any) -> Any:

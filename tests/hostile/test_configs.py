@@ -134,7 +134,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("just words", "found str"),
         ("no", "found bool"),
         ("2024-01-01", "found date"),
-        ("results: ''", "results = ''"),
+        ("results: ''", "results: ''"),
+        ("corpus: {test: {test: ['-x']}}", "corpus.test.test.0: '-x' would pass for an option"),
         ("results: 2024-01-01", "results"),
         ('results: "a\\0b"', "control characters"),
         ('results: "a\\e[2Jb"', "control characters"),
@@ -243,7 +244,7 @@ def test_what_is_meant_is_taken(judge: Judge, folder: Path, monkeypatch: pytest.
     path = folder / "unusual.yaml"
     path.write_text(
         "\ufeffresults: 'résultats ; rm -rf ~ $(id)'\n"
-        "corpus: {root: '${SOMEWHERE}', test: {test: ['a b', '; ls', '-x', '*', '日本']}}\n"
+        "corpus: {root: '${SOMEWHERE}', test: {test: ['a b', '; ls', '*', '日本']}}\n"
         "teacher: {training: &t {lr: 1e-3, updates: 1_000}}\n"
         "student: {training: {<<: *t, lr: '2e-3'}}\n"
         "report: {title: '<script>alert(1)</script>'}\n",
@@ -252,7 +253,7 @@ def test_what_is_meant_is_taken(judge: Judge, folder: Path, monkeypatch: pytest.
     config = read(Config, path)
     assert config.results == "résultats ; rm -rf ~ $(id)"
     assert config.corpus.root == "/data/a b;'\"$(id)"
-    assert config.corpus.test["test"] == ["a b", "; ls", "-x", "*", "日本"]
+    assert config.corpus.test["test"] == ["a b", "; ls", "*", "日本"]
     assert (config.teacher.training.lr, config.student.training.lr) == (1e-3, 2e-3)
     assert config.student.training.updates == 1000
     judge.counts[KIND]["handled"] += 1
