@@ -224,7 +224,7 @@ def break_all(workflow: Workflow, unbroken: Workflow, partition: str, fault: Cal
 
 def release_held(partition: str) -> None:
     """What is the user's to do: SLURM holds a job whose node has died more than five times (MaxBatchRequeue)."""
-    command = ["squeue", "-h", "-t", "REQUEUE_HOLD", "-p", partition, "-o", "%A"]
+    command = ["squeue", "-h", "-t", "RH", "-p", partition, "-o", "%A"]
     held = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
     for job in held:
         subprocess.run(["scontrol", "release", job], check=True, timeout=30)
