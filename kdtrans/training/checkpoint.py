@@ -7,7 +7,6 @@ output of a rule, so that it survives failures, timeouts and requeues.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -32,6 +31,7 @@ from kdtrans.models.transducer import Transducer
 
 LAST, BEFORE = "last.pt", "before.pt"  # a run's state at its last two checkpoints
 FINISHED = "finished.pt"  # and when it has ended, its model
+CHECKPOINT_VERSION = 2  # 2 holds the best average, which had a file of its own; part of a run's identity
 Result = TypeVar("Result")
 
 
@@ -201,11 +201,11 @@ def claim(folder: Path, identity: dict[str, Any], wait_s: float = 3600.0) -> Ite
     with claimed(folder, wait_s):
         folder.mkdir(exist_ok=True)
         known = folder / "identity.json"
-        if known.exists() and json.loads(known.read_text()) != identity:
+        if known.exists() and read_json(known) != identity:
             aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
             folder.rename(aside)
             folder.mkdir()
-            print(f"settings or data changed: the old checkpoints are in {aside}", flush=True)
+            print(f"settings, data or the form of checkpoints changed: the old ones are in {aside}", flush=True)
         write_json(known, identity)
         yield
 

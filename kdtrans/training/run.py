@@ -19,7 +19,15 @@ from kdtrans.data.batches import BatchOrder, Example, Extract, FeatureCache, Tra
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.losses.backends import loss_of_logits
 from kdtrans.models.transducer import Transducer
-from kdtrans.training.checkpoint import claim, fingerprint, hand_back, keep_finished, pick_device, save_model
+from kdtrans.training.checkpoint import (
+    CHECKPOINT_VERSION,
+    claim,
+    fingerprint,
+    hand_back,
+    keep_finished,
+    pick_device,
+    save_model,
+)
 from kdtrans.training.evaluate import dev_evaluation
 from kdtrans.training.loop import StoppedError, Trainer
 from kdtrans.training.losses import transducer_losses
@@ -198,6 +206,7 @@ def largest_grids(examples: list[Example], order: BatchOrder, vocab_size: int) -
 def identity_of(config: TeacherConfig | StudentConfig, inputs: list[Path]) -> dict[str, Any]:
     """What the checkpoints of a run belong to: all settings and files that change a number of the trained weights."""
     return {
+        "checkpoint_version": CHECKPOINT_VERSION,
         "config": training_identity(config.model_dump(mode="json")),
         # No mapping by name: the first shards of train and dev have the same.
         "inputs": [f"{sha256_file(path)}  {path.name}" for path in inputs],

@@ -217,3 +217,13 @@ def test_a_trainer_that_waited_takes_what_the_other_one_made(toy: Workspace, tmp
     assert first.wait(timeout=60) == second.returncode == 0
     assert "waiting for another process" in printed
     assert "was finished before" in printed
+
+
+def test_checkpoints_of_an_earlier_form_are_moved_aside(interrupted: list[str], unbroken: str, tmp_path: Path) -> None:
+    identity = tmp_path / "checkpoints" / "identity.json"
+    earlier = read_json(identity)
+    del earlier["checkpoint_version"]
+    write_json(identity, earlier)
+    assert main(interrupted) == 0
+    assert fingerprint_of(tmp_path / "model.pt") == unbroken
+    assert len(list(tmp_path.glob("checkpoints.*/last.pt"))) == 1

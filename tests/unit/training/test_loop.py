@@ -152,4 +152,4 @@ def test_a_folder_of_other_settings_is_moved_aside(tmp_path: Path, capsys: pytes
     aside = [path for path in tmp_path.iterdir() if path.name != "checkpoints"]
     assert len(aside) == 1
     assert (aside[0] / "state").exists()
-    assert f"the old checkpoints are in {aside[0]}" in capsys.readouterr().out
+    assert f"the old ones are in {aside[0]}" in capsys.readouterr().out
