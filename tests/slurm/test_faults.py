@@ -223,7 +223,7 @@ def break_all(workflow: Workflow, unbroken: Workflow, partition: str, fault: Cal
 
 
 def release_held(partition: str) -> None:
-    """What is the user's to do: SLURM holds a job whose node has died more than five times (MaxBatchRequeue)."""
+    """What is the user's to do: SLURM holds a job whose node has died more than five times (max_batch_requeue)."""
     command = ["squeue", "-h", "-t", "RH", "-p", partition, "-o", "%A"]
     held = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
     for job in held:
