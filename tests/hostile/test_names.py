@@ -166,19 +166,14 @@ def test_folders_of_everything(
     assert not Path("executed").exists()
 
 
+def transcribe(work: Workspace, path: Path) -> list[Argument]:
+    return ["transcribe", "--model", work.teacher, "--tokenizer", work.tokenizer, "--audio", path]
+
+
 def test_transcribing(judge: Judge, work: Workspace, folder: Path) -> None:
     for name in [*IN_FOLDERS, *ONLY_IN_FOLDERS]:
         path = write_audio(folder / "transcribe" / f"{name}.wav")
-        command: list[Argument] = [
-            "transcribe",
-            "--model",
-            work.teacher,
-            "--tokenizer",
-            work.tokenizer,
-            "--audio",
-            path,
-        ]
-        assert judge.handled(KIND, command).startswith(f"{path}\t")
+        assert judge.handled(KIND, transcribe(work, path)).startswith(f"{path}\t")
     assert not Path("executed").exists()
 
 
@@ -215,16 +210,7 @@ def test_names_that_are_not_utf8(
     shutil.copy(corpus.audio[0], path)
     try:
         judge.refused(KIND, corpus.command(folder / "bytes"), str(corpus.root / "train"), "not UTF-8")
-        command: list[Argument] = [
-            "transcribe",
-            "--model",
-            work.teacher,
-            "--tokenizer",
-            work.tokenizer,
-            "--audio",
-            path,
-        ]
-        judge.refused(KIND, command, "not UTF-8")
+        judge.refused(KIND, transcribe(work, path), "not UTF-8")
     finally:
         path.unlink()
 

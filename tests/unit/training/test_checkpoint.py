@@ -43,13 +43,6 @@ def interrupted(toy: Workspace, tmp_path: Path) -> list[str]:
     return command
 
 
-@pytest.fixture(scope="module")
-def unbroken(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = tmp_path_factory.mktemp("unbroken") / "model.pt"
-    assert main(toy.student_command(toy.index, out)) == 0
-    return fingerprint_of(out)
-
-
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     for step in range(1, 4):

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from kdtrans.__main__ import main
@@ -24,13 +23,6 @@ def finished(path: Path) -> str:
     """Identity of a finished model's weights."""
     fingerprint: str = load_torch(path)["fingerprint"]
     return fingerprint
-
-
-@pytest.fixture(scope="module")
-def unbroken(toy: Workspace, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = tmp_path_factory.mktemp("unbroken") / "model.pt"
-    assert main(toy.student_command(toy.index, out)) == 0
-    return finished(out)
 
 
 def kill_when(command: list[str], marker: Path, inside: str | None = None) -> None:
