@@ -84,8 +84,9 @@ def beam(
     On a frame, hypotheses that take the blank are finished with it; the others are extended by a label, at most
     max_symbols times, as long as one of them scores above the worst of the K finished and at most `threshold` below the
     best. Hypotheses with the same labels are merged: their probabilities add, and the better of them gives the path. A
-    label's score is log P(label) + lm_weight * log P_LM(label) - ilm_weight * log P_ILM(label); a blank and the
-    sentence end get no language-model score.
+    beam of one is greedy search: it decides at every node, so that what it extends is not kept beside. A label's score
+    is log P(label) + lm_weight * log P_LM(label) - ilm_weight * log P_ILM(label); a blank and the sentence end get no
+    language-model score.
 
     Args:
         model: transducer in eval mode.
@@ -132,16 +133,18 @@ class _Search:
 
     def step(self, state: _State) -> _State:
         """Every utterance takes a blank or a label more: to the next frame where no label comes into question."""
-        active, logp_BKV, frame_B = self._pass_frames(state)
+        bonus_BKV = state.prefixes.bonus.index_select(0, state.active.row.flatten()).view(*state.active.am.shape, -1)
+        active, logp_BKV, frame_B = self._pass_frames(state, bonus_BKV)
         passed = replace(active, am=active.am + logp_BKV[..., BLANK])
         finished = _merge(state.finished.beside(passed), active.am.shape[1])
-        index_BK, alive_BK = self._candidates(active, finished, state.prefixes, logp_BKV)
+        index_BK, alive_BK = self._candidates(active, finished, logp_BKV + bonus_BKV)
         alive_BK &= (state.symbols_B < self.max_symbols)[:, None]
         grows_B1 = alive_BK.any(1, keepdim=True)
         grows_B = grows_B1[:, 0]
         kept = state.prefixes.select(finished.row.flatten())
         finished = replace(finished, row=torch.arange(len(kept.pred), device=frame_B.device).view_as(finished.row))
-        waiting = replace(finished, am=finished.am.masked_fill(~grows_B1, -math.inf))
+        waits_B1 = grows_B1 & (active.am.shape[1] > 1)
+        waiting = replace(finished, am=finished.am.masked_fill(~waits_B1, -math.inf))
         if not bool(grows_B.any()):
             return _State(frame_B + 1, torch.zeros_like(frame_B), finished, waiting, kept)
         grown, added = self._extend(active, state.prefixes, index_BK, alive_BK, logp_BKV, frame_B)
@@ -158,8 +161,12 @@ class _Search:
         scores = iter(score_labels(lm, [hypothesis.tokens for nbest in found for hypothesis in nbest]))
         return [[replace(hypothesis, lm_score=next(scores)) for hypothesis in nbest] for nbest in found]
 
-    def _pass_frames(self, state: _State) -> tuple[Beam, Tensor, Tensor]:
+    def _pass_frames(self, state: _State, bonus_BKV: Tensor) -> tuple[Beam, Tensor, Tensor]:
         """Take the blanks up to the next frame of the window on which a label comes into question.
+
+        Args:
+            state: where the utterances are.
+            bonus_BKV: what language models add to each label after each active hypothesis; (B, K, 1) without any.
 
         Returns:
             The active hypotheses there, their log-probabilities (B, K, V) and frame (B,). What is past its
@@ -175,7 +182,7 @@ class _Search:
         logp_BKWV[..., BLANK] *= inside_BW[:, None]
         blank_BKW = logp_BKWV[..., BLANK].double()
         after_BKW = active.score[..., None] + blank_BKW.cumsum(2)
-        label_BKWV = (logp_BKWV + self._bonus(active, state.prefixes)[:, :, None])[..., 1:]
+        label_BKWV = (logp_BKWV + bonus_BKV[:, :, None])[..., 1:]
         best_BW = (after_BKW - blank_BKW + label_BKWV.amax(3)).amax(1)
         busy_BW = best_BW > self._floor(after_BKW)
         # The window's last frame is taken as one, and all of them once there are labels on the frame.
@@ -189,10 +196,10 @@ class _Search:
         active = replace(active, am=active.am + before_BKW.sum(2))
         return active, logp_BKV, state.frame_B + first_B
 
-    def _candidates(self, active: Beam, finished: Beam, prefixes: Prefixes, logp_BKV: Tensor) -> tuple[Tensor, Tensor]:
+    def _candidates(self, active: Beam, finished: Beam, added_BKV: Tensor) -> tuple[Tensor, Tensor]:
         """The K best extensions as place * V + label, and which of them may still become one of the best K."""
         best_B1 = active.score.amax(1, keepdim=True)  # what is left of a score above it fits fp32
-        candidate_BKV = logp_BKV + (active.score - best_B1).float()[..., None] + self._bonus(active, prefixes)
+        candidate_BKV = added_BKV + (active.score - best_B1).float()[..., None]
         candidate_BKV[..., BLANK] = -math.inf
         best_BK, index_BK = candidate_BKV.flatten(1).topk(active.am.shape[1])
         return index_BK, best_BK + best_B1 > self._floor(finished.score)[:, None]
@@ -221,10 +228,6 @@ class _Search:
             row=(alive_BK.flatten().cumsum(0) - 1).clamp(min=0).view_as(token_BK),
         )
         return grown, added
-
-    def _bonus(self, active: Beam, prefixes: Prefixes) -> Tensor:
-        """What language models add to each label after each hypothesis, (B, K, V) or (B, K, 1)."""
-        return prefixes.bonus.index_select(0, active.row.flatten()).view(*active.am.shape, -1)
 
     def _floor(self, score_BK: Tensor) -> Tensor:
         """What a new hypothesis must score above, (B, ...): the worst of K, and the best less the threshold."""

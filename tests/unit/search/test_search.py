@@ -159,6 +159,22 @@ def test_a_wide_beam_finds_every_label_sequence_with_its_full_sum(seed: int, lm_
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.sampled_from(["lstm", "stateless"]),
+    st.sampled_from([math.inf, 6.0]),
+)
+def test_a_beam_of_one_is_greedy(seed: int, lengths: list[int], max_symbols: int, kind: str, threshold: float) -> None:
+    model = make(seed, kind=kind)
+    enc_BTE, lengths_B = some_speech(seed, lengths)
+    found = beam(model, enc_BTE, lengths_B, 1, max_symbols, threshold=threshold)
+    for [alone], hypothesis in zip(found, greedy(model, enc_BTE, lengths_B, max_symbols), strict=True):
+        assert_same(alone, hypothesis)
+
+
 class LastLabel(nn.Module):
     """A predictor that knows the last label, one-hot."""
 
