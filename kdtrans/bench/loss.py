@@ -37,8 +37,6 @@ OURS_JOINED = ["unfused", "chunked", "banded", NATIVE + PRUNED]
 PEERS_PRUNED = ["k2" + PRUNED, "fast_rnnt" + PRUNED]
 EVERY = [NATIVE, *PEERS, *OURS_JOINED, *PEERS_PRUNED]
 K2_PYTHON = "KDTRANS_K2_PYTHON"
-GROWING = [NATIVE, "chunked", "banded", NATIVE + PRUNED]
-BASE = Size(2, 100, 20, 128)  # grows along one dimension at a time
 REPEATS = 5
 LIMITS = {
     "native_vs_k2_time": "<= 0.55",
@@ -69,8 +67,6 @@ def bench_loss(quick: bool) -> Bench:
             worst = {key: max(value, worst.get(key, value)) for key, value in (worst | ratios(measured)).items()}
     gap = banded_loss_gap()
     rows.append(gap)
-    if not quick:
-        rows += cost_against_size()
     return Bench("loss", rows, worst | {gap.name: gap.median}, LIMITS)
 
 
@@ -145,17 +141,6 @@ def ratios(measured: dict[str, Measured]) -> dict[str, float]:
         found["banded_vs_pruned_time"] = time["banded"] / min(pruned)
         found["native_pruned_vs_pruned_time"] = time[NATIVE + PRUNED] / min(pruned)
     return found
-
-
-def cost_against_size() -> list[Measurement]:
-    """Time and memory of our losses where one dimension grows and the others stay."""
-    rows = []
-    for dimension in Size._fields:
-        for factor in (1, 2, 4):
-            size = BASE._replace(**{dimension: factor * getattr(BASE, dimension)})
-            conditions: Conditions = {"against": dimension, **size._asdict(), "threads": 1}
-            rows += rows_of(measure(GROWING, size, threads=1, repeats=3), conditions)
-    return [row for row in rows if not row.name.endswith("grad_error")]
 
 
 # ------------------------------------------------------------------------------------------------------------- workers

@@ -53,44 +53,14 @@ class Material:
 
 
 def synthetic(folder: Path, utterances: int) -> Material:
-    """A transducer whose weights are set by hand, so that it emits what a frame says, with some doubt.
+    """A network set by hand, utterances that it understands, and an n-gram of what they say.
 
-    A frame holds a label's signs, which the output weights know; the predictor takes the last label away, so that it is
-    emitted once. Its encoder is a random one, whose output is not used: only its time is.
+    Its encoder is a random one, whose output is not used: only its time is.
     """
     generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    encoder = ConformerConfig(dim=J, layers=3, heads=4, ffn_dim=384, conv_kernel=15, subsampling_channels=16)
-    config = StudentConfig(encoder=encoder, predictor=PredictorConfig(type="stateless", dim=V, context=2), joiner_dim=J)
-    model = build_student(config, V).eval()
-    signs_VJ = torch.randn(V, J, generator=generator).sign()
-    assert isinstance(model.predictor, StatelessPredictor)
-    with torch.no_grad():
-        model.predictor.embedding.weight.copy_(torch.eye(V))
-        model.predictor.conv.weight.copy_(torch.tensor([0.0, 1.0]).expand(V, 1, 2))  # the last label alone
-        assert model.predictor.conv.bias is not None
-        model.predictor.conv.bias.zero_()
-        taken_JV = -signs_VJ.T.clone()
-        taken_JV[:, BLANK] = 0.0
-        model.joiner.predictor_projection.weight.copy_(taken_JV)
-        model.joiner.encoder_projection.weight.copy_(torch.eye(J))
-        model.joiner.encoder_projection.bias.zero_()
-        model.joiner.output.weight.copy_(signs_VJ * 40.0 / J)
-        model.joiner.output.bias.zero_()
-        model.joiner.output.bias[BLANK] = 11.0
+    model, signs_VJ = network(V, generator)
     lengths_B = torch.randint(50, 200, (utterances,), generator=generator).sort(descending=True).values
-    said: list[list[int]] = []
-    enc_BTE = 0.6 * torch.randn(utterances, int(lengths_B[0]), J, generator=generator)
-    for b, frames in enumerate(lengths_B.tolist()):
-        said.append([])
-        for t in range(2, frames - 2):
-            if torch.rand((), generator=generator) < 1 / LABEL_FRAMES:
-                # Some labels often follow others, so that an n-gram has something to say.
-                last = said[b][-1] if said[b] else 0
-                token = 2 + (7 * last + int(torch.randint(20, (), generator=generator))) % (V - 2)
-                if token != last:
-                    said[b].append(token)
-                    enc_BTE[b, t] += signs_VJ[token]
+    enc_BTE, said = speech(signs_VJ, lengths_B, LABEL_FRAMES, generator)
     pieces = ["<blank>", "<unk>", *(f"w{i}" for i in range(2, V))]
     write_arpa(estimate([[pieces[token] for token in tokens] for tokens in said], 3), folder / "lm.arpa")
     lm = Ngram(folder / "lm.arpa", SimpleNamespace(pieces=pieces))
@@ -110,6 +80,59 @@ def synthetic(folder: Path, utterances: int) -> Material:
     seconds = float(lengths_B.sum()) * FRAME_S
     references = [text(tokens) for tokens in said]
     return Material("set by hand", model, lm, enc_BTE, lengths_B, references, text, seconds, encode, "random, on noise")
+
+
+def network(vocab_size: int, generator: torch.Generator) -> tuple[Transducer, Tensor]:
+    """A transducer whose weights are set by hand, so that it emits what a frame says, with some doubt.
+
+    A frame holds a label's signs, which the output weights know; the predictor takes the last label away, so that it is
+    emitted once. Encoder and joiner are J wide.
+
+    Returns:
+        The network in eval mode, and the labels' signs (V, J).
+    """
+    torch.manual_seed(0)
+    config = StudentConfig(
+        encoder=ConformerConfig(dim=J, layers=3, heads=4, ffn_dim=384, conv_kernel=15, subsampling_channels=16),
+        predictor=PredictorConfig(type="stateless", dim=vocab_size, context=2),
+        joiner_dim=J,
+    )
+    model = build_student(config, vocab_size).eval()
+    signs_VJ = torch.randn(vocab_size, J, generator=generator).sign()
+    assert isinstance(model.predictor, StatelessPredictor)
+    with torch.no_grad():
+        model.predictor.embedding.weight.copy_(torch.eye(vocab_size))
+        model.predictor.conv.weight.copy_(torch.tensor([0.0, 1.0]).expand(vocab_size, 1, 2))  # the last label alone
+        assert model.predictor.conv.bias is not None
+        model.predictor.conv.bias.zero_()
+        taken_JV = -signs_VJ.T.clone()
+        taken_JV[:, BLANK] = 0.0
+        model.joiner.predictor_projection.weight.copy_(taken_JV)
+        model.joiner.encoder_projection.weight.copy_(torch.eye(J))
+        model.joiner.encoder_projection.bias.zero_()
+        model.joiner.output.weight.copy_(signs_VJ * 40.0 / J)
+        model.joiner.output.bias.zero_()
+        model.joiner.output.bias[BLANK] = 11.0
+    return model, signs_VJ
+
+
+def speech(
+    signs_VJ: Tensor, lengths_B: Tensor, label_frames: float, generator: torch.Generator
+) -> tuple[Tensor, list[list[int]]]:
+    """Encoder output (B, T, J) that such a network understands, a label every `label_frames` frames, and the labels."""
+    vocab_size, said = len(signs_VJ), list[list[int]]()
+    enc_BTJ = 0.6 * torch.randn(len(lengths_B), int(lengths_B.max()), J, generator=generator)
+    for b, frames in enumerate(lengths_B.tolist()):
+        said.append([])
+        for t in range(2, frames - 2):
+            if torch.rand((), generator=generator) < 1 / label_frames:
+                # Some labels often follow others, so that an n-gram has something to say.
+                last = said[b][-1] if said[b] else 0
+                token = 2 + (7 * last + int(torch.randint(20, (), generator=generator))) % (vocab_size - 2)
+                if token != last:
+                    said[b].append(token)
+                    enc_BTJ[b, t] += signs_VJ[token]
+    return enc_BTJ, said
 
 
 def from_results(results: Path, testset: str = "test") -> Material:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdtrans.artifacts import write_whole
+
 # name -> module and function that runs it
 BENCHES = {
+    "cost": ("kdtrans.bench.cost", "bench_cost"),
     "decode": ("kdtrans.bench.decode", "bench_decode"),
     "loss": ("kdtrans.bench.loss", "bench_loss"),
     "targets": ("kdtrans.bench.targets", "bench_targets"),
@@ -14,19 +17,31 @@ BENCHES = {
 READ_RESULTS = ("decode", "targets")  # take a results folder
 
 
-def main(name: str, /, *, quick: bool = False, json: Path | None = None, results: Path | None = None) -> None:
+def main(
+    name: str,
+    /,
+    *,
+    quick: bool = False,
+    json: Path | None = None,
+    results: Path | None = None,
+    plot: Path | None = None,
+) -> None:
     """Run one benchmark and print what it measured, every number with the conditions that it holds under.
 
     Args:
-        name: loss: transducer losses beside others'; train: a training step; decode: searches; targets: shards.
+        name: loss: transducer losses beside others'; train: a training step; decode: searches; targets: shards; cost:
+            how losses, dump and decoding grow with a batch.
         quick: end within a minute on two cores: fewer repeats, and a smaller corpus to read, as the table says.
         json: write measurements and ratios there too.
         results: a results folder, whose models are measured (decode, targets); without it, what comes with the project.
+        plot: draw the costs there, as SVG (cost).
     """
     if name not in BENCHES:
         raise ValueError(f"there is no benchmark '{name}'; there are: {', '.join(BENCHES)}")
     if results is not None and name not in READ_RESULTS:
         raise ValueError(f"bench {name} measures sizes that it names itself: leave --results out")
+    if plot is not None and name != "cost":
+        raise ValueError(f"bench {name} has no plot, only cost has one: leave --plot out")
     import importlib
 
     module, function = BENCHES[name]
@@ -35,3 +50,8 @@ def main(name: str, /, *, quick: bool = False, json: Path | None = None, results
     print(bench.text(), flush=True)
     if json is not None:
         bench.write(json)
+    if plot is not None:
+        from kdtrans.bench.cost_plot import draw
+
+        with write_whole(plot) as temporary:
+            temporary.write_text(draw(bench.rows))

@@ -93,3 +93,5 @@ def test_command_line() -> None:
     assert (arguments.name, arguments.quick, arguments.json) == ("targets", True, Path("a.json"))
     with pytest.raises(ValueError, match="no benchmark 'speed'"):
         bench.main("speed")
+    with pytest.raises(ValueError, match="bench loss has no plot"):
+        bench.main("loss", plot=Path("a.svg"))
