@@ -1,6 +1,6 @@
 # make demo   the whole workflow on the embedded corpus
 # make test   lint, types, tests
-# make test-k2   lattice and losses against k2, in an environment of its own
+# make test-k2   lattice, losses and k2's search against k2, in an environment of its own
 # make test-slurm   the workflow, its faults and several nodes on a SLURM that it starts and stops: as root, on Debian
 # make study-an4   the paper's study on AN4 (hours; AN4_ROOT and WHISPER_BASE name its data; SYSTEMS="kd hard": only these)
 # All make .venv first. VENV=/elsewhere puts it elsewhere; PYTHON=python3.12 makes it of another Python.
@@ -46,7 +46,7 @@ demo:
 test: lint
 	$(BIN)/python -m pytest -q
 
-# Lattice and losses against real k2, in an environment of its own (4 GB): k2 of the registry wants an old torch.
+# Lattice, losses and search against real k2, in an environment of its own (4 GB): k2 of the registry wants an old torch.
 K2_VENV ?= .venv-k2
 K2_PYTHON ?= python3.11
 K2_PIP := $(K2_VENV)/bin/python $(PIP) install -q --no-deps --no-compile

@@ -554,9 +554,10 @@ class StudentConfig(Section):
 class SearchConfig(Section):
     """One way of decoding."""
 
-    type: Literal["greedy", "beam"] = "greedy"
+    type: Literal["greedy", "beam", "fsa"] = "greedy"
+    """fsa: k2's search, one symbol a frame, for systems with a stateless predictor."""
     beam: Annotated[int, Field(ge=1, le=255)] = 4
-    """Hypotheses kept an utterance."""
+    """Hypotheses kept an utterance; fsa: contexts of the predictor."""
     lm: Literal["ngram", "lstm"] | None = None
     """Shallow fusion with this language model; its weight is tuned on dev."""
     ilm_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -564,7 +565,7 @@ class SearchConfig(Section):
     rescore: Name | None = None
     """Nothing is searched: the hypotheses of this search are ranked anew, with lm in place of its language model."""
     threshold: Annotated[float, Field(gt=0)] | None = 6.0
-    """A beam tries no label that leaves a hypothesis this many nats below the best one; null: it tries all."""
+    """No label is tried that leaves a hypothesis this many nats below the best one; null: all are. Not for greedy."""
     max_symbols: Positive = 5
     """Most labels on one frame."""
     chunk_ms: FramesMs | None = None
@@ -573,12 +574,22 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _lm_needs_beam(self) -> SearchConfig:
         if self.lm and self.type == "greedy":
-            raise ValueError(f"lm: {self.lm} needs type: beam")
+            raise ValueError(f"lm: {self.lm} needs type: beam, or fsa for an n-gram")
+        if self.type == "fsa":
+            self._check_fsa()
         if self.ilm_weight and (not self.lm or self.rescore):
             raise ValueError(f"ilm_weight: {self.ilm_weight:g} needs a search with lm: it makes room for that one")
         if self.rescore and not self.lm:
             raise ValueError(f"rescore: {self.rescore} needs lm: the language model to rescore with")
         return self
+
+    def _check_fsa(self) -> None:
+        """Raise ValueError for what k2's search has not."""
+        if self.lm == "lstm":
+            raise ValueError("lm: lstm cannot be made a graph, as type: fsa needs it: take lm: ngram, or type: beam")
+        for name, value in (("ilm_weight", self.ilm_weight), ("rescore", self.rescore)):
+            if value:
+                raise ValueError(f"{name}: {value} needs type: beam, type: fsa has no such thing")
 
 
 class TargetsConfig(Section):
@@ -618,6 +629,11 @@ class TargetsConfig(Section):
             raise ValueError(f"nbest {self.nbest} needs a search that keeps as many hypotheses, this one: {hypotheses}")
         if self.search.rescore:
             raise ValueError("search.rescore is for decoding: the paths of targets are those of a search, leave it out")
+        if self.search.type == "fsa":
+            raise ValueError(
+                "search.type: fsa is for decoding: it has one symbol a frame, but the paths of targets are those that "
+                "students learn, with any number of labels on a frame: take beam"
+            )
         if self.search.chunk_ms is not None:
             raise ValueError("search.chunk_ms is for streaming students, the teacher is none: leave it out")
         return self
@@ -652,7 +668,7 @@ class DecodeConfig(Section):
             if search.rescore is None:
                 continue
             first = self.searches.get(search.rescore)
-            if first is None or first.type == "greedy" or first.rescore:
+            if first is None or first.type != "beam" or first.rescore:
                 raise ValueError(f"searches.{name}.rescore: '{search.rescore}' is no search of type beam")
             if first.chunk_ms != search.chunk_ms:
                 raise ValueError(f"searches.{name}: rescore: {search.rescore} has another chunk_ms, give the same")
@@ -727,6 +743,7 @@ class Config(Section):
                 raise ValueError(f"sweep: '{name}' is none of the systems {sorted(self.systems)}")
         for source, runs in {"systems": self.runs(), "sweep": self.sweep_runs()}.items():
             for name, config in runs.values():
+                self._check_searches(config, f"{source}.{name}")
                 if config.reads_targets:
                     self._check_targets(config, f"{source}.{name}")
         for run in self.runs().keys() & self.sweep_runs().keys():
@@ -743,6 +760,15 @@ class Config(Section):
             raise ValueError(
                 f"target_sets.{name}: along '{along}', which follows '{followed}' itself: name a set with its own paths"
             )
+
+    def _check_searches(self, config: StudentConfig, source: str) -> None:
+        """Raise ValueError unless all searches can decode a student."""
+        for name, search in self.decode.searches.items():
+            if search.type == "fsa" and config.predictor.type != "stateless":
+                raise ValueError(
+                    f"{source}: predictor.type is {config.predictor.type}, but decode.searches.{name}.type is fsa, "
+                    "which needs a predictor that sees a few labels only: set predictor.type: stateless, or type: beam"
+                )
 
     def _check_targets(self, config: StudentConfig, source: str) -> None:
         """Raise ValueError unless the target sets that a student reads exist and go together."""

@@ -136,9 +136,18 @@ class Layout:
         return index | ({"teacher": [self.teacher]} if config.kd.runs_teacher else {})
 
     def searches_of(self, run: str) -> list[str]:
-        """The searches that a run is decoded with: those that name a chunk size are for streaming students."""
+        """The searches that a run is decoded with.
+
+        Those that name a chunk size are for streaming students, and those of type fsa for stateless predictors, which
+        the configuration asks of all students.
+        """
         streaming = run in self.students and self.students[run].config.encoder.streaming
-        return [name for name, search in self.searches.items() if streaming or not search.chunk_ms]
+        stateless = run in self.students or self.config.teacher.predictor.type == "stateless"
+        return [
+            name
+            for name, search in self.searches.items()
+            if (streaming or not search.chunk_ms) and (stateless or search.type != "fsa")
+        ]
 
     def lm_weight(self, run: str, search: str) -> str:
         """The weight of the language model in a search, chosen on dev."""

@@ -50,7 +50,7 @@ def loss_of_logits(backend: str) -> LossOfLogits:
     """
     if backend == NATIVE:
         return transducer_loss
-    module = _imported(backend)
+    module = imported(backend)
     return _torchaudio_loss(module) if backend == "torchaudio" else _k2_loss(backend, module)
 
 
@@ -71,7 +71,7 @@ def pruned_loss(backend: str) -> PrunedLoss:
         return pruned_transducer_loss
     if backend == "torchaudio":
         raise ValueError("torchaudio has no pruned loss; there are: native, k2, fast_rnnt")
-    return _k2_pruned_loss(backend, _imported(backend))
+    return _k2_pruned_loss(backend, imported(backend))
 
 
 def _k2_loss(backend: str, module: ModuleType) -> LossOfLogits:
@@ -184,16 +184,21 @@ def _refuse(backend: str, **terms: float) -> None:
 
 def _is_installed(backend: str) -> bool:
     try:
-        _imported(backend)
+        imported(backend)
     except ValueError:
         return False
     return True
 
 
-def _imported(backend: str) -> ModuleType:
+def imported(backend: str) -> ModuleType:
+    """The library of a backend, for whoever uses more of it than its losses.
+
+    Raises:
+        ValueError: when there is no such backend, or it is not installed; the message says how to.
+    """
     if backend not in MODULES:
         raise ValueError(f"there is no loss backend '{backend}'; there are: {', '.join(BACKENDS)}")
     try:
         return importlib.import_module(MODULES[backend])
     except (ImportError, OSError) as error:  # OSError: there, but built for another torch
-        raise ValueError(f"loss backend {backend}: {error}; to install it: {INSTALL[backend]}") from None
+        raise ValueError(f"{backend}: {error}; to install it: {INSTALL[backend]}") from None

@@ -78,6 +78,11 @@ class Ngram(nn.Module):
         if len(self.fail) * self.vocab_size <= TABLE:
             self._build_tables()
 
+    @property
+    def num_states(self) -> int:
+        """S: states are the numbers below it."""
+        return len(self.fail)
+
     def start(self, batch: int) -> Tensor:
         """States (batch,) at the start of a sentence."""
         return self.unigram_next[self._width - 1].expand(batch)

@@ -16,8 +16,8 @@ class Hypothesis:
         frames: the encoder frame (40 ms) on which each label is emitted; never decreases.
         logps: acoustic log-probability of each label at its node.
         score: am_score + lm_weight * lm_score; what hypotheses are ranked by.
-        am_score: log-probability of the labels under the transducer, blanks included: of the one path (greedy), or
-            summed over the paths that the search kept (beam).
+        am_score: log-probability of the labels under the transducer, blanks included: of the one path (greedy, fsa),
+            or summed over the paths that the search kept (beam).
         lm_score: log-probability of the labels under the language model, sentence end excluded; 0 without one.
     """
 

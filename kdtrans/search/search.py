@@ -8,8 +8,10 @@ from torch import Tensor
 
 from kdtrans.config import SearchConfig
 from kdtrans.models.lm import LanguageModel
+from kdtrans.models.ngram import Ngram
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.beam import beam
+from kdtrans.search.fsa import fsa
 from kdtrans.search.greedy import greedy
 from kdtrans.search.hypothesis import Hypothesis
 
@@ -33,10 +35,11 @@ def search(
         lm_weight: its weight in shallow fusion.
 
     Returns:
-        For each utterance its hypotheses, best first: one of them for greedy, up to `beam` for beam.
+        For each utterance its hypotheses, best first: one of them for greedy and fsa, up to `beam` for beam.
 
     Raises:
-        ValueError: when the configuration asks for a language model and none is given, or for other hypotheses.
+        ValueError: when the configuration asks for a language model and none is given, or for other hypotheses; for
+            fsa as `fsa` does, or when the language model is no n-gram.
     """
     if config.lm and lm is None:
         raise ValueError(f"the search has lm: {config.lm}, but no language model was given: pass one, or leave lm out")
@@ -44,14 +47,13 @@ def search(
         raise ValueError(f"this search ranks the hypotheses of '{config.rescore}' anew: run the stage `rescore`")
     if config.type == "greedy":
         return [[hypothesis] for hypothesis in greedy(model, enc_BTE, lengths_B, config.max_symbols)]
+    fused = lm if config.lm else None
+    threshold = math.inf if config.threshold is None else config.threshold
+    if config.type == "fsa":
+        if fused is not None and not isinstance(fused, Ngram):
+            raise ValueError(f"type: fsa needs an n-gram, but was given {type(fused).__name__}: decode with type: beam")
+        found = fsa(model, enc_BTE, lengths_B, config.beam, threshold, fused, lm_weight)
+        return [[hypothesis] for hypothesis in found]
     return beam(
-        model,
-        enc_BTE,
-        lengths_B,
-        config.beam,
-        config.max_symbols,
-        lm if config.lm else None,
-        lm_weight,
-        config.ilm_weight,
-        math.inf if config.threshold is None else config.threshold,
+        *(model, enc_BTE, lengths_B, config.beam, config.max_symbols, fused, lm_weight, config.ilm_weight, threshold)
     )

@@ -58,12 +58,14 @@ def main(
     if chosen.lm and (lm is None or lm_weight is None):
         raise ValueError(f"{config}: the search '{search}' has lm: {chosen.lm}: give --lm and --lm-weight")
     inputs = [model, *cuts, tokenizer, *(path for path in (lm, lm_weight) if path)]
+    check_installed(chosen)
     given = {"search": search, **chosen.model_dump(mode="json"), "max_duration_s": settings.max_duration_s}
     with run_record(out, "decode", given, inputs) as record:
         pieces = Tokenizer(tokenizer)
         device = pick_device()
         system = load_model(model, pieces).to(device)
         set_chunk(system.encoder, chosen, search, model)
+        check_predictor(system, chosen, search, model)
         fusion = load_lm(chosen.lm, lm, pieces).to(device) if chosen.lm and lm else None
         weight = read_lm_weight(lm_weight) if chosen.lm and lm_weight else 0.0
         utterances = read_cuts(cuts)
@@ -123,6 +125,25 @@ def set_chunk(encoder: Encoder, config: SearchConfig, search: str, model: Path) 
             "decode it with a search without chunk_ms"
         )
     encoder.chunk_ms = config.chunk_ms
+
+
+def check_installed(config: SearchConfig) -> None:
+    """Raise ValueError, which says how to install it, when the search needs a library that is not there."""
+    if config.type == "fsa":
+        from kdtrans.losses.backends import imported
+
+        imported("k2")
+
+
+def check_predictor(system: Transducer, config: SearchConfig, search: str, model: Path) -> None:
+    """Raise ValueError, which names search and model, when the search cannot be done with the model's predictor."""
+    if config.type == "fsa":
+        from kdtrans.search.fsa import context_of
+
+        try:
+            context_of(system)
+        except ValueError as error:
+            raise ValueError(f"{model}, search '{search}': {error}") from None
 
 
 def read_lm_weight(path: Path) -> float:

@@ -25,19 +25,21 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
     from kdtrans.scoring.wer import word_error_rate
     from kdtrans.search.batches import gathered
     from kdtrans.search.search import search as decode
-    from kdtrans.stages.decode import encoded_batches, search_named, set_chunk
+    from kdtrans.stages.decode import check_installed, check_predictor, encoded_batches, search_named, set_chunk
     from kdtrans.training.checkpoint import load_model, pick_device
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
     if not chosen.lm or not settings.lm_weights:
         raise ValueError(f"{config}: tuning needs lm in the search '{search}', and at least one of lm_weights")
+    check_installed(chosen)
     facts = {"search": search, **chosen.model_dump(mode="json"), "lm_weights": settings.lm_weights}
     with run_record(out, "tune-lm", facts, [model, *cuts, tokenizer, lm]):
         pieces = Tokenizer(tokenizer)
         device = pick_device()
         system = load_model(model, pieces).to(device)
         set_chunk(system.encoder, chosen, search, model)
+        check_predictor(system, chosen, search, model)
         fusion = load_lm(chosen.lm, lm, pieces).to(device)
         dev = [cut for cut in read_cuts(cuts) if text_of(cut)]
         if not dev:

@@ -113,6 +113,29 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
         ({"systems": {"baseline": {}, "baseline-lr_1": {}}, "sweep": {"baseline": {"training.lr": [1]}}}, ["-lr_1'"]),
         ({"systems": {"baseline": {"seeds": [1, 2]}, "baseline-seed2": {}}}, ["two runs", "baseline-seed2"]),
         ({"decode": {"searches": {"greedy": {"lm": "ngram"}}}}, ["decode.searches.greedy", "beam"]),
+        ({"decode": {"searches": {"k2": {"type": "fsa", "lm": "lstm"}}}}, ["searches.k2", "lm: lstm", "lm: ngram"]),
+        ({"decode": {"searches": {"k2": {"type": "fsa", "ilm_weight": 0.3}}}}, ["ilm_weight: 0.3", "type: beam"]),
+        (
+            {"decode": {"searches": {"k2": {"type": "fsa", "lm": "ngram", "rescore": "x"}}}},
+            ["rescore: x", "type: beam"],
+        ),
+        (
+            {
+                "decode": {
+                    "searches": {"k2": {"type": "fsa"}, "again": {"type": "beam", "lm": "ngram", "rescore": "k2"}}
+                }
+            },
+            ["searches.again.rescore: 'k2' is no search of type beam"],
+        ),
+        (
+            {"decode": {"searches": {"k2": {"type": "fsa"}}}, "student": {"predictor": {"type": "lstm"}}},
+            ["systems.baseline: predictor.type is lstm", "decode.searches.k2.type is fsa", "predictor.type: stateless"],
+        ),
+        (
+            {"decode": {"searches": {"k2": {"type": "fsa"}}}, "sweep": {"kd": {"predictor.type": ["lstm"]}}},
+            ["sweep.kd", "predictor.type is lstm", "type is fsa"],
+        ),
+        ({"targets": {"search": {"type": "fsa"}}}, ["targets: search.type: fsa", "take beam"]),
     ],
 )
 def test_refusals_name_the_key_and_the_value(values: dict[str, Any], said: list[str]) -> None:

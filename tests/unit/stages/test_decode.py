@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ SEARCHES = {
     "beam_lm": {"type": "beam", "lm": "ngram"},
     "beam_lstm": {"type": "beam", "lm": "lstm"},
     "short": {"chunk_ms": 160},
+    "fsa": {"type": "fsa", "lm": "ngram"},
 }
 
 
@@ -107,7 +110,7 @@ def test_the_stages_fit_together(folder: Path) -> None:
     [
         ("decode", "beam_lm", "has lm: ngram: give --lm and --lm-weight"),
         ("decode", "short", "has chunk_ms: 160, but this model does not stream"),
-        ("decode", "viterbi", "the searches are beam_lm, beam_lstm, greedy, short"),
+        ("decode", "viterbi", "the searches are beam_lm, beam_lstm, fsa, greedy, short"),
         ("tune-lm", "greedy", "needs lm in the search 'greedy'"),
     ],
 )
@@ -117,6 +120,31 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str], stage: str, 
     assert run(folder, stage, *options, "--out", "refused.parquet") == 1
     assert message in capsys.readouterr().err
     assert not (folder / "refused.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("k2", "messages"),
+    [
+        (None, ["k2: ", "; to install it: conda env create"]),
+        (ModuleType("k2"), ["model.pt, search 'fsa': type: fsa needs predictor.type: stateless", "LstmPredictor"]),
+    ],
+)
+def test_what_k2s_search_needs_is_said_before_anything_is_decoded(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    k2: ModuleType | None,
+    messages: list[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "k2", k2)  # None: cannot be imported
+    (folder / "some_weight.json").write_text('{"lm_weight": 0.5}')
+    options = ["--cuts", "cuts.jsonl.gz", "--tokenizer", "tokenizer.model", "--model", "model.pt", "--search", "fsa"]
+    options += ["--lm", "lm.txt", "--out", "refused.parquet"]  # which is not read any more
+    for stage, more in (("decode", ["--lm-weight", "some_weight.json"]), ("tune-lm", [])):
+        assert run(folder, stage, *options, *more) == 1
+        said = capsys.readouterr().err
+        assert all(message in said for message in messages)
+        assert not (folder / "refused.parquet").exists()
 
 
 def test_the_lstm_takes_the_ngrams_place(folder: Path) -> None:
