@@ -54,6 +54,5 @@ def search(
             raise ValueError(f"type: fsa needs an n-gram, but was given {type(fused).__name__}: decode with type: beam")
         found = fsa(model, enc_BTE, lengths_B, config.beam, threshold, fused, lm_weight)
         return [[hypothesis] for hypothesis in found]
-    return beam(
-        *(model, enc_BTE, lengths_B, config.beam, config.max_symbols, fused, lm_weight, config.ilm_weight, threshold)
-    )
+    width, symbols, ilm_weight = config.beam, config.max_symbols, config.ilm_weight
+    return beam(model, enc_BTE, lengths_B, width, symbols, fused, lm_weight, ilm_weight, threshold)
