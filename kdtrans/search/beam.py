@@ -133,11 +133,10 @@ class _Search:
 
     def step(self, state: _State) -> _State:
         """Every utterance takes a blank or a label more: to the next frame where no label comes into question."""
-        bonus_BKV = state.prefixes.bonus.index_select(0, state.active.row.flatten()).view(*state.active.am.shape, -1)
-        active, logp_BKV, frame_B = self._pass_frames(state, bonus_BKV)
+        active, logp_BKV, frame_B = self._pass_frames(state)
         passed = replace(active, am=active.am + logp_BKV[..., BLANK])
         finished = _merge(state.finished.beside(passed), active.am.shape[1])
-        index_BK, alive_BK = self._candidates(active, finished, logp_BKV + bonus_BKV)
+        index_BK, alive_BK = self._candidates(active, finished, logp_BKV + state.prefixes.bonus[active.row])
         alive_BK &= (state.symbols_B < self.max_symbols)[:, None]
         grows_B1 = alive_BK.any(1, keepdim=True)
         grows_B = grows_B1[:, 0]
@@ -161,38 +160,38 @@ class _Search:
         scores = iter(score_labels(lm, [hypothesis.tokens for nbest in found for hypothesis in nbest]))
         return [[replace(hypothesis, lm_score=next(scores)) for hypothesis in nbest] for nbest in found]
 
-    def _pass_frames(self, state: _State, bonus_BKV: Tensor) -> tuple[Beam, Tensor, Tensor]:
+    def _pass_frames(self, state: _State) -> tuple[Beam, Tensor, Tensor]:
         """Take the blanks up to the next frame of the window on which a label comes into question.
-
-        Args:
-            state: where the utterances are.
-            bonus_BKV: what language models add to each label after each active hypothesis; (B, K, 1) without any.
 
         Returns:
             The active hypotheses there, their log-probabilities (B, K, V) and frame (B,). What is past its
             end has a blank of probability 1: its hypotheses stay as they are.
         """
-        active, shape = state.active, state.active.am.shape
-        row_N = active.row.flatten()
+        active, burst_B1 = state.active, (state.symbols_B > 0)[:, None]
         frames_BW = state.frame_B[:, None] + self._window_W
-        inside_BW = frames_BW < self.lengths_B[:, None]
-        enc_BWJ = self.enc_BTJ[self._rows_B[:, None], frames_BW.clamp(max=self.enc_BTJ.shape[1] - 1)]
-        pred_BK1J = state.prefixes.pred.index_select(0, row_N).view(*shape, 1, -1)
-        logp_BKWV = self.fusion.model.joiner(enc_BWJ[:, None], pred_BK1J).float().log_softmax(-1)
-        logp_BKWV[..., BLANK] *= inside_BW[:, None]
-        blank_BKW = logp_BKWV[..., BLANK].double()
+        # Joined are the nodes of hypotheses that exist; once there are labels on the frame, its own alone.
+        ahead_BW = (frames_BW < self.lengths_B[:, None]) & ~(burst_B1 & (self._window_W > 0))
+        joined_BKW = ahead_BW[:, None] & (active.am > -math.inf)[..., None]
+        b_N, k_N, w_N = joined_BKW.nonzero(as_tuple=True)
+        row_N = active.row[b_N, k_N]
+        enc_NJ = self.enc_BTJ[b_N, frames_BW[b_N, w_N]]
+        logp_NV = self.fusion.model.joiner(enc_NJ, state.prefixes.pred.index_select(0, row_N)).float().log_softmax(-1)
+        label_N = (logp_NV + state.prefixes.bonus.index_select(0, row_N))[:, 1:].amax(1)
+        blank_BKW = torch.zeros_like(joined_BKW, dtype=torch.float64)
+        label_BKW = torch.full_like(blank_BKW, -math.inf)
+        blank_BKW[joined_BKW], label_BKW[joined_BKW] = logp_NV[:, BLANK].double(), label_N.double()
+
         after_BKW = active.score[..., None] + blank_BKW.cumsum(2)
-        label_BKWV = (logp_BKWV + bonus_BKV[:, :, None])[..., 1:]
-        best_BW = (after_BKW - blank_BKW + label_BKWV.amax(3)).amax(1)
-        busy_BW = best_BW > self._floor(after_BKW)
+        busy_BW = (after_BKW - blank_BKW + label_BKW).amax(1) > self._floor(after_BKW)
         # The window's last frame is taken as one, and all of them once there are labels on the frame.
-        busy_BW |= (self._window_W == WINDOW - 1) | (frames_BW == self.lengths_B[:, None] - 1)
-        busy_BW |= (state.symbols_B > 0)[:, None]
+        busy_BW |= (self._window_W == WINDOW - 1) | (frames_BW == self.lengths_B[:, None] - 1) | burst_B1
         first_B = busy_BW.byte().argmax(1)
         before_BKW = blank_BKW * (self._window_W < first_B[:, None])[:, None]
-        logp_BKV = logp_BKWV[self._rows_B, :, first_B]
+        place_BKW = (joined_BKW.flatten().cumsum(0) - 1).clamp(min=0).view_as(joined_BKW)
+        logp_BKV = logp_NV[place_BKW[self._rows_B, :, first_B]]
         ended_B = state.frame_B >= self.lengths_B
-        logp_BKV[..., 1:].masked_fill_(ended_B[:, None, None], -math.inf)
+        logp_BKV[ended_B] = -math.inf
+        logp_BKV[ended_B, :, BLANK] = 0.0
         active = replace(active, am=active.am + before_BKW.sum(2))
         return active, logp_BKV, state.frame_B + first_B
 
@@ -241,8 +240,10 @@ def _merge(candidates: Beam, beam: int) -> Beam:
     places_M = torch.arange(candidates.am.shape[1], device=candidates.am.device)
     earlier_MM = places_M[None, :] < places_M[:, None]
     absorbed_BM = (same_BMM & ((other_B1M > mine_BM1) | ((other_B1M == mine_BM1) & earlier_MM))).any(2)
-    total_BM = torch.where(same_BMM, other_B1M, -math.inf).logsumexp(2)
-    merged = replace(candidates, am=total_BM.masked_fill(absorbed_BM, -math.inf))
+    # Only the most probable of each prefix stays, so that no difference overflows; between empty places it is NaN.
+    total_BM = candidates.am + torch.where(same_BMM, other_B1M - mine_BM1, -math.inf).exp().sum(2).log()
+    gone_BM = absorbed_BM | (candidates.am == -math.inf)
+    merged = replace(candidates, am=total_BM.masked_fill(gone_BM, -math.inf))
     return merged.select(merged.score.topk(beam).indices)
 
 
