@@ -562,6 +562,8 @@ class SearchConfig(Section):
     """Shallow fusion with this language model; its weight is tuned on dev."""
     ilm_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the transducer's internal language model, which is subtracted; needs lm."""
+    density_ratio: Annotated[float, Field(ge=0)] = 0.0
+    """How much of an n-gram of the training transcripts is taken out of each score of lm, which it needs."""
     rescore: Name | None = None
     """Nothing is searched: the hypotheses of this search are ranked anew, with lm in place of its language model."""
     threshold: Annotated[float, Field(gt=0)] | None = 6.0
@@ -579,6 +581,8 @@ class SearchConfig(Section):
             self._check_fsa()
         if self.ilm_weight and (not self.lm or self.rescore):
             raise ValueError(f"ilm_weight: {self.ilm_weight:g} needs a search with lm: it makes room for that one")
+        if self.density_ratio and not self.lm:
+            raise ValueError(f"density_ratio: {self.density_ratio:g} needs lm: it is taken out of its scores")
         if self.rescore and not self.lm:
             raise ValueError(f"rescore: {self.rescore} needs lm: the language model to rescore with")
         return self
@@ -587,8 +591,8 @@ class SearchConfig(Section):
         """Raise ValueError for what k2's search has not."""
         if self.lm == "lstm":
             raise ValueError("lm: lstm cannot be made a graph, as type: fsa needs it: take lm: ngram, or type: beam")
-        for name, value in (("ilm_weight", self.ilm_weight), ("rescore", self.rescore)):
-            if value:
+        for name in ("ilm_weight", "density_ratio", "rescore"):
+            if value := getattr(self, name):
                 raise ValueError(f"{name}: {value} needs type: beam, type: fsa has no such thing")
 
 
@@ -629,6 +633,11 @@ class TargetsConfig(Section):
             raise ValueError(f"nbest {self.nbest} needs a search that keeps as many hypotheses, this one: {hypotheses}")
         if self.search.rescore:
             raise ValueError("search.rescore is for decoding: the paths of targets are those of a search, leave it out")
+        if self.search.density_ratio:
+            raise ValueError(
+                f"search.density_ratio: {self.search.density_ratio:g} is for decoding, the distributions of targets "
+                "are fused with the language model alone: leave it out"
+            )
         if self.search.type == "fsa":
             raise ValueError(
                 "search.type: fsa is for decoding: it has one symbol a frame, but the paths of targets are those that "

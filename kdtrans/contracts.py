@@ -6,7 +6,7 @@
     data/{split}/cuts.NNNNN.jsonl.gz        manifest      MonoCuts at 16 kHz, one supervision; text null = unlabelled
     data/summary.json                       hours in, kept and dropped, by split and reason; a hash of all train shards
     tokenizer/tokenizer.model               sentencepiece; id 0 is blank, id 1 unknown
-    lm/lm.arpa, lm/lstm.pt                  n-gram and LSTM over token pieces
+    lm/lm.arpa, lm/lstm.pt                  n-gram and LSTM over token pieces; lm/source.arpa: of the transcripts alone
     teacher/model.pt                        checkpoint    see MODEL_KEYS
     teacher/gate.json                       dev WER of the teacher and the limit it kept
     targets/{set}/train/part-NNNNN.parquet  paths and distributions; see TARGETS

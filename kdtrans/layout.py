@@ -12,7 +12,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from kdtrans.config import Config, Run, training_identity
+from kdtrans.config import Config, LmConfig, Run, SearchConfig, training_identity
 
 # Rules that are not called as their stage: those names are a phase's.
 RULES = {"prepare": "prepare_corpus", "decode": "decode_testset", "score": "score_testset"}
@@ -74,6 +74,9 @@ class Layout:
         self.data_summary = f"{root}/data/summary.json"
         self.dev_cuts = self.cuts_of("dev")
         self.lms = {"ngram": f"{root}/lm/lm.arpa", "lstm": f"{root}/lm/lstm.pt"}
+        self.source_lm = f"{root}/lm/source.arpa"
+        # An n-gram by the name of its file: `source` is of the transcripts alone, for density_ratio.
+        self.ngrams = {"lm": config.lm, "source": LmConfig(order=config.lm.order)}
         self.teacher = f"{root}/teacher/model.pt"
         self.gate = f"{root}/teacher/gate.json"
         self.report, self.choice = f"{root}/report/index.html", f"{root}/report/sweep.json"
@@ -117,9 +120,10 @@ class Layout:
         """The model that makes a target set: the one that the set names, or the workflow's own."""
         return self.target_sets[targetset].teacher or self.teacher
 
-    def lm_of(self, name: str | None) -> list[str]:
-        """The file of the language model that a search names, or nothing where it names none."""
-        return [self.lms[name]] if name else []
+    def lm_of(self, search: SearchConfig) -> list[str]:
+        """The files of the language model of a search, the one that it names first; nothing where it names none."""
+        source = [self.source_lm] if search.density_ratio else []
+        return [self.lms[search.lm], *source] if search.lm else []
 
     def target_sets_of(self, runs: Mapping[str, Run]) -> list[str]:
         """The target sets that some runs read, each once."""
@@ -216,10 +220,11 @@ class Layout:
         yield Artifact("prepare", "check", self.data_summary, corpus, made_from, tests, shards=self.train_shards)
 
     def _lms(self) -> Iterator[Artifact]:
-        lm = self.config.lm
-        text = (self.prepared("train"), self.tokenizer, *self.corpus_text, *map(_tidy, lm.texts))
-        ngram = lm.model_dump(mode="json", exclude={"lstm"})
+        lm, transcripts = self.config.lm, (self.prepared("train"), self.tokenizer)
+        text = (*transcripts, *self.corpus_text, *map(_tidy, lm.texts))
+        ngram, source = (self.ngrams[name].model_dump(mode="json", exclude={"lstm"}) for name in ("lm", "source"))
         yield Artifact("lm", "lm", self.lms["ngram"], ngram, text, dated=(_tidy(lm.arpa),) if lm.arpa else ())
+        yield Artifact("lm", "lm", self.source_lm, source, transcripts)
         lstm = lm.model_dump(mode="json", include={"lstm", "transcripts", "texts"})
         yield Artifact("lm", "lstm-lm", self.lms["lstm"], lstm, (*text, self.dev_cuts))
 
@@ -233,7 +238,7 @@ class Layout:
             settings, shards, teacher = config.model_dump(mode="json"), self.shards_of(name), self.teacher_of(name)
             series = self.shard(name, "*")
             # Not the gate: it has to stand there, and passing it anew changes no target.
-            shared = (_tidy(teacher), self.tokenizer, *self.lm_of(config.search.lm))
+            shared = (_tidy(teacher), self.tokenizer, *self.lm_of(config.search))
             paths = [(path,) for path in self.shards_of(config.along)] if config.along else [()] * len(shards)
             for shard, cuts, along in zip(shards, self.train_shards, paths, strict=True):
                 yield Artifact("targets", "dump", shard, settings, (*shared, cuts, *along), series=series)
@@ -255,7 +260,7 @@ class Layout:
             search = self.searches[name]
             if search.lm and not search.rescore:
                 settings = {"search": name, **search.model_dump(mode="json")} | weights
-                inputs = (self.model_of(run), self.dev_cuts, self.tokenizer, self.lms[search.lm])
+                inputs = (self.model_of(run), self.dev_cuts, self.tokenizer, *self.lm_of(search))
                 out, series = self.lm_weight(run, name), self.lm_weight(run, "*")
                 yield Artifact(self._phase(run, "decode"), "tune-lm", out, settings, inputs, series=series)
 
@@ -265,7 +270,7 @@ class Layout:
         for (run, name), testset in product(self._decoded(), self.test_sets):
             search = self.searches[name]
             settings = {"search": name, **search.model_dump(mode="json")}
-            phase, shared = self._phase(run, "decode"), (self.tokenizer, *self.lm_of(search.lm))
+            phase, shared = self._phase(run, "decode"), (self.tokenizer, *self.lm_of(search))
             out, series = (self.decoding(run, *of, "parquet") for of in ((name, testset), ("*", "*")))
             if search.rescore:
                 nbest = tuple(self.decoding(run, search.rescore, of, "parquet") for of in (testset, "dev"))

@@ -23,7 +23,7 @@ def main(
     cuts: list[Path],
     tokenizer: Path,
     out: Path,
-    lm: Path | None = None,
+    lm: list[Path] | None = None,
     lm_weight: Path | None = None,
 ) -> None:
     """Decode one test set with one system and one search.
@@ -35,7 +35,8 @@ def main(
         cuts: manifests of the test set.
         tokenizer: sentencepiece model.
         out: Parquet file of hypotheses to write.
-        lm: the language model that the search names, if it names one: ARPA file, or model of lstm-lm.
+        lm: the language model that the search names, if it names one: ARPA file, or model of lstm-lm; with
+            density_ratio the n-gram of the transcripts behind it.
         lm_weight: JSON of tune-lm; needed with lm.
     """
     import time
@@ -48,16 +49,16 @@ def main(
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.conformer import algorithmic_latency_ms
-    from kdtrans.models.lm import load_lm
+    from kdtrans.models.lm import load_fusion
     from kdtrans.search.batches import gathered
     from kdtrans.search.search import search as decode
     from kdtrans.training.checkpoint import load_model, pick_device
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
-    if chosen.lm and (lm is None or lm_weight is None):
+    if chosen.lm and (not lm or lm_weight is None):
         raise ValueError(f"{config}: the search '{search}' has lm: {chosen.lm}: give --lm and --lm-weight")
-    inputs = [model, *cuts, tokenizer, *(path for path in (lm, lm_weight) if path)]
+    inputs = [model, *cuts, tokenizer, *(lm or []), *([lm_weight] if lm_weight else [])]
     check_installed(chosen)
     given = {"search": search, **chosen.model_dump(mode="json"), "max_duration_s": settings.max_duration_s}
     with run_record(out, "decode", given, inputs) as record:
@@ -66,7 +67,7 @@ def main(
         system = load_model(model, pieces).to(device)
         set_chunk(system.encoder, chosen, search, model)
         check_predictor(system, chosen, search, model)
-        fusion = load_lm(chosen.lm, lm, pieces).to(device) if chosen.lm and lm else None
+        fusion = load_fusion(chosen, lm, pieces).to(device) if chosen.lm and lm else None
         weight = read_lm_weight(lm_weight) if chosen.lm and lm_weight else 0.0
         utterances = read_cuts(cuts)
         if not utterances:

@@ -13,7 +13,7 @@ def main(
     dev: Path,
     dev_cuts: list[Path],
     tokenizer: Path,
-    lm: Path,
+    lm: list[Path],
     out: Path,
 ) -> None:
     """Rank a search's hypotheses anew by am_score + weight * lm_score, with the weight that is best on dev.
@@ -25,7 +25,8 @@ def main(
         dev: the same of the development set, for the weight; may be the same file.
         dev_cuts: manifests of the development set; unlabelled cuts are left out.
         tokenizer: sentencepiece model.
-        lm: the language model that the search names: ARPA file, or model of lstm-lm.
+        lm: the language model that the search names: ARPA file, or model of lstm-lm; with density_ratio the n-gram of
+            the transcripts behind it.
         out: Parquet file of hypotheses to write.
     """
     import time
@@ -37,7 +38,7 @@ def main(
     from kdtrans.contracts import HYPOTHESES, ContractError, footer_number, read_footer, write_table
     from kdtrans.data.manifest import read_cuts, text_of
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.models.lm import load_lm
+    from kdtrans.models.lm import load_fusion
     from kdtrans.stages.decode import search_named
 
     settings = configuration.read(configuration.DecodeConfig, config)
@@ -45,7 +46,7 @@ def main(
     if not chosen.rescore or not chosen.lm or not settings.lm_weights:
         raise ValueError(f"{config}: rescoring needs rescore and lm in the search '{search}', and one of lm_weights")
     facts = {"search": search, **chosen.model_dump(mode="json"), "lm_weights": settings.lm_weights}
-    with run_record(out, "rescore", facts, [nbest, dev, *dev_cuts, tokenizer, lm]) as record:
+    with run_record(out, "rescore", facts, [nbest, dev, *dev_cuts, tokenizer, *lm]) as record:
         pieces = Tokenizer(tokenizer)
         footer = read_footer(nbest)
         for path in (nbest, dev):
@@ -54,7 +55,7 @@ def main(
                 raise ContractError(f"{path} is of the search '{of}', and '{search}' rescores '{chosen.rescore}'")
             if sha256 != pieces.sha256:
                 raise ContractError(f"{path} has tokenizer {sha256[:12]}, {tokenizer} is {pieces.sha256[:12]}")
-        model = load_lm(chosen.lm, lm, pieces)
+        model = load_fusion(chosen, lm, pieces)
         texts = {cut.id: text_of(cut) for cut in read_cuts(dev_cuts)}
         tried = tune(scored(read_hypotheses(dev, pieces.vocab_size), model), texts, settings.lm_weights)
         if not tried:

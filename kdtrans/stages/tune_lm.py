@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Path, lm: Path, out: Path) -> None:
+def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Path, lm: list[Path], out: Path) -> None:
     """Decode dev with every weight of the configuration and keep the one with the lowest WER, the smaller of equals.
 
     Args:
@@ -14,14 +14,15 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
         model: model.pt of the system.
         cuts: manifests of the development set; unlabelled cuts are left out.
         tokenizer: sentencepiece model.
-        lm: the language model that the search names: ARPA file, or model of lstm-lm.
+        lm: the language model that the search names: ARPA file, or model of lstm-lm; with density_ratio the n-gram of
+            the transcripts behind it.
         out: JSON to write: the weight, and the WER of every weight tried.
     """
     from kdtrans import config as configuration
     from kdtrans.artifacts import run_record, write_json
     from kdtrans.data.manifest import read_cuts, text_of
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.models.lm import load_lm
+    from kdtrans.models.lm import load_fusion
     from kdtrans.scoring.wer import word_error_rate
     from kdtrans.search.batches import gathered
     from kdtrans.search.search import search as decode
@@ -34,13 +35,13 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
         raise ValueError(f"{config}: tuning needs lm in the search '{search}', and at least one of lm_weights")
     check_installed(chosen)
     facts = {"search": search, **chosen.model_dump(mode="json"), "lm_weights": settings.lm_weights}
-    with run_record(out, "tune-lm", facts, [model, *cuts, tokenizer, lm]):
+    with run_record(out, "tune-lm", facts, [model, *cuts, tokenizer, *lm]):
         pieces = Tokenizer(tokenizer)
         device = pick_device()
         system = load_model(model, pieces).to(device)
         set_chunk(system.encoder, chosen, search, model)
         check_predictor(system, chosen, search, model)
-        fusion = load_lm(chosen.lm, lm, pieces).to(device)
+        fusion = load_fusion(chosen, lm, pieces).to(device)
         dev = [cut for cut in read_cuts(cuts) if text_of(cut)]
         if not dev:
             raise ValueError(f"{', '.join(map(str, cuts))}: no labelled utterance to choose the weight on")

@@ -39,7 +39,11 @@ systems:
   second: {kd: {weight: 1.0}, targets: second}
   lattice: {kd: {weight: 1.0, loss: full_lattice}, seeds: [1, 2]}
 sweep: {kd_unlabelled: {kd.weight: [0.2, 2.0]}}
-decode: {searches: {rescored: {type: beam, lm: lstm, rescore: beam}, beam: {type: beam}}}
+decode:
+  searches:
+    beam: {type: beam}
+    rescored: {type: beam, lm: lstm, rescore: beam}
+    ratio: {type: beam, lm: lstm, density_ratio: 0.3}
 """
 
 

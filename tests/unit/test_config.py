@@ -115,6 +115,11 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
         ({"decode": {"searches": {"greedy": {"lm": "ngram"}}}}, ["decode.searches.greedy", "beam"]),
         ({"decode": {"searches": {"k2": {"type": "fsa", "lm": "lstm"}}}}, ["searches.k2", "lm: lstm", "lm: ngram"]),
         ({"decode": {"searches": {"k2": {"type": "fsa", "ilm_weight": 0.3}}}}, ["ilm_weight: 0.3", "type: beam"]),
+        ({"decode": {"searches": {"beam": {"type": "beam", "density_ratio": 0.3}}}}, ["density_ratio: 0.3 needs lm"]),
+        (
+            {"targets": {"lm_weight": 0.2, "search": {"type": "beam", "lm": "ngram", "density_ratio": 0.3}}},
+            ["search.density_ratio: 0.3 is for decoding"],
+        ),
         (
             {"decode": {"searches": {"k2": {"type": "fsa", "lm": "ngram", "rescore": "x"}}}},
             ["rescore: x", "type: beam"],

@@ -31,6 +31,7 @@ SECTIONS = {
 }
 TARGET_SETS = LAYOUT.target_sets
 SECTIONS |= {f"targets/{name}": settings.model_dump(mode="json") for name, settings in TARGET_SETS.items()}
+SECTIONS |= {f"ngrams/{name}": settings.model_dump(mode="json") for name, settings in LAYOUT.ngrams.items()}
 
 RUNS, SWEEP_RUNS, STUDENTS = LAYOUT.runs, LAYOUT.sweep_runs, LAYOUT.students
 SECTIONS |= {f"systems/{name}": run.config.model_dump(mode="json") for name, run in STUDENTS.items()}

@@ -29,7 +29,7 @@ rule tune_lm:
         model=model_of,
         cuts=DEV_CUTS,
         tokenizer=TOKENIZER,
-        lm=lambda w: lm_of(SEARCHES[w.search].lm),
+        lm=lambda w: lm_of(SEARCHES[w.search]),
     output:
         weight=f"{R}/decode/{{run}}/{{search}}/lm_weight.json",
     log:
@@ -55,7 +55,7 @@ rule decode_testset:
         model=model_of,
         cuts=f"{R}/data/{{testset}}/cuts.00000.jsonl.gz",
         tokenizer=TOKENIZER,
-        lm=lambda w: lm_of(SEARCHES[w.search].lm),
+        lm=lambda w: lm_of(SEARCHES[w.search]),
         lm_weight=lambda w: (rules.tune_lm.output.weight if w.search in LM_SEARCHES else []),
     output:
         hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
@@ -84,7 +84,7 @@ rule rescore:
         dev=lambda w: f"{R}/decode/{w.run}/{RESCORED[w.search]}/dev.parquet",
         dev_cuts=DEV_CUTS,
         tokenizer=TOKENIZER,
-        lm=lambda w: lm_of(SEARCHES[w.search].lm),
+        lm=lambda w: lm_of(SEARCHES[w.search]),
     output:
         hypotheses=f"{R}/decode/{{run}}/{{search}}/{{testset}}.parquet",
     log:

@@ -8,17 +8,19 @@ rule lm:
     input:
         cuts=TRANSCRIPTS,
         tokenizer=TOKENIZER,
-        corpus_text=f"{R}/corpus/lm.txt" if MAKES_CORPUS else [],
-        given=[*CFG.lm.texts, *([CFG.lm.arpa] if CFG.lm.arpa else [])],
+        corpus_text=lambda w: LAYOUT.corpus_text if w.ngram == "lm" else [],
+        given=lambda w: [*LAYOUT.ngrams[w.ngram].texts, *filter(None, [LAYOUT.ngrams[w.ngram].arpa])],
     output:
-        arpa=LMS["ngram"],
+        arpa=f"{R}/lm/{{ngram}}.arpa",
     log:
-        f"{R}/logs/lm.log",
+        f"{R}/logs/lm/{{ngram}}.log",
+    wildcard_constraints:
+        ngram=one_of(LAYOUT.ngrams),
     conda:
         "../../envs/kdtrans.yaml"
     params:
-        config=f"{R}/config/lm.yaml",
-        cfg={key: value for key, value in SECTIONS["lm"].items() if key != "lstm"},
+        config=f"{R}/config/ngrams/{{ngram}}.yaml",
+        cfg=lambda w: {key: value for key, value in SECTIONS[f"ngrams/{w.ngram}"].items() if key != "lstm"},
         texts=lambda w, input: option("--texts", input.corpus_text),
     shell:
         "exec kdtrans lm --config {params.config:q} --cuts {input.cuts:q} --tokenizer {input.tokenizer:q}"
@@ -30,7 +32,7 @@ rule lstm_lm:
         cuts=TRANSCRIPTS,
         dev=DEV_CUTS,
         tokenizer=TOKENIZER,
-        corpus_text=f"{R}/corpus/lm.txt" if MAKES_CORPUS else [],
+        corpus_text=LAYOUT.corpus_text,
         given=CFG.lm.texts,
     output:
         model=LMS["lstm"],

@@ -11,7 +11,7 @@ rule dump:
         unpack(made_from),
         data=rules.check.output.summary,
         tokenizer=TOKENIZER,
-        lm=lambda w: lm_of(TARGET_SETS[w.targetset].search.lm),
+        lm=lambda w: lm_of(TARGET_SETS[w.targetset].search),
     output:
         targets=f"{R}/targets/{{targetset}}/train/part-{{shard}}.parquet",
     log:

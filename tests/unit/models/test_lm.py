@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdtrans.config import LstmLmConfig
+from kdtrans.config import LstmLmConfig, SearchConfig
 from kdtrans.contracts import ContractError
-from kdtrans.models.lm import load_lm
+from kdtrans.models.lm import load_fusion, load_lm, score_labels
 from kdtrans.models.lstm_lm import LstmLm, write_lstm_lm
+from kdtrans.models.ngram import Ngram
 from kdtrans.models.ngram_estimate import estimate, write_arpa
 
 PIECES = ["<blank>", "<unk>", "a", "b", "c"]
@@ -63,22 +64,32 @@ def test_a_sentence_costs_its_tokens_and_its_end_whatever_the_padding() -> None:
         torch.testing.assert_close(nll, torch.as_tensor(expected))
 
 
-@pytest.mark.parametrize("kind", ["ngram", "lstm"])
-@torch.no_grad()
-def test_both_models_keep_the_protocol(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "lm"
+def write_lm(kind: str, path: Path) -> Path:
     if kind == "ngram":
         write_arpa(estimate([["a", "b"], ["b", "c", "a"], ["a"]], 3), path)
     else:
         write_lstm_lm(path, make(layers=2), TOKENIZER.sha256, 3.0)
-    model = load_lm(kind, path, TOKENIZER)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("density_ratio", [0.0, 0.7])
+@pytest.mark.parametrize("kind", ["ngram", "lstm"])
+@torch.no_grad()
+def test_all_models_keep_the_protocol(tmp_path: Path, kind: str, density_ratio: float) -> None:
+    search = SearchConfig(type="beam", lm=kind, density_ratio=density_ratio)  # type: ignore[arg-type]
+    paths = [write_lm(kind, tmp_path / "lm")]
+    if density_ratio:
+        write_arpa(estimate([["c", "c"], ["b", "c"]], 2), tmp_path / "source")
+        paths.append(tmp_path / "source")
+    model = load_fusion(search, paths, TOKENIZER)
     assert not model.training
     state = model.start(3)
     for token_N in (torch.tensor([2, 3, 4]), torch.tensor([2, 2, 3])):
         score_NV = model.score(state)
         assert score_NV.shape == (3, len(PIECES))
         assert (score_NV[:, 0] == 0).all()
-        assert (score_NV[:, 1:].exp().sum(1) < 1).all()  # the rest is the sentence end
+        if not density_ratio:
+            assert (score_NV[:, 1:].exp().sum(1) < 1).all()  # the rest is the sentence end
         assert state.shape[0] == 3
         before = state.clone()
         after = model.advance(state, token_N)
@@ -86,6 +97,21 @@ def test_both_models_keep_the_protocol(tmp_path: Path, kind: str) -> None:
         order = torch.tensor([2, 0, 1])  # a search reorders states by indexing them
         torch.testing.assert_close(model.advance(state[order], token_N[order]), after[order])
         state = after
+
+
+@pytest.mark.parametrize("kind", ["ngram", "lstm"])
+def test_a_density_ratio_takes_the_source_out_of_every_label(tmp_path: Path, kind: str) -> None:
+    path, source = write_lm(kind, tmp_path / "lm"), tmp_path / "source"
+    write_arpa(estimate([["c", "c", "a"], ["b", "c"]], 3), source)
+    search = SearchConfig(type="beam", lm=kind, density_ratio=0.7)  # type: ignore[arg-type]
+    sentences = [[2, 3, 4, 4, 2], [], [4, 4], [1, 3]]
+    found = score_labels(load_fusion(search, [path, source], TOKENIZER), sentences)
+    own = score_labels(load_lm(kind, path, TOKENIZER), sentences)  # type: ignore[arg-type]
+    transcripts = score_labels(Ngram(source, TOKENIZER), sentences)
+    assert found == pytest.approx([a - 0.7 * b for a, b in zip(own, transcripts, strict=True)], abs=1e-5)
+    for paths in ([path], [path, source, source]):
+        with pytest.raises(ValueError, match=f"is of 2 files, but --lm names {len(paths)}"):
+            load_fusion(search, paths, TOKENIZER)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import yaml
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from kdtrans.__main__ import main
-from kdtrans.artifacts import read_json
+from kdtrans.artifacts import read_json, write_json
 from kdtrans.config import ConformerConfig, LstmLmConfig, PredictorConfig, StreamingConfig, StudentConfig
 from kdtrans.contracts import HYPOTHESES, read_footer, read_table
 from kdtrans.data.manifest import write_cuts
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.build import build_student
+from kdtrans.models.lm import load_lm, score_labels
 from kdtrans.models.lstm_lm import LstmLm, write_lstm_lm
 from kdtrans.training.checkpoint import save_model
 
@@ -28,6 +29,7 @@ SEARCHES = {
     "greedy": {},
     "beam_lm": {"type": "beam", "lm": "ngram"},
     "beam_lstm": {"type": "beam", "lm": "lstm"},
+    "ratio": {"type": "beam", "lm": "ngram", "density_ratio": 0.5},
     "short": {"chunk_ms": 160},
     "fsa": {"type": "fsa", "lm": "ngram"},
 }
@@ -104,13 +106,23 @@ def test_the_stages_fit_together(folder: Path) -> None:
     assert float(footer["lm_weight"]) == tuned["lm_weight"]
     assert {"search", "model_fingerprint", "parameters", "decode_seconds", "vocab_size"} <= footer.keys()
 
+    # Half of the same model is taken out of it, which leaves half of its score.
+    ratio = ["--search", "ratio", "--lm", "lm.arpa", "lm.arpa"]
+    assert run(folder, "tune-lm", *common, *ratio, "--out", "ratio.json") == 0
+    write_json(folder / "ratio.json", {"lm_weight": 0.5})
+    assert run(folder, "decode", *common, *ratio, "--lm-weight", "ratio.json", "--out", "ratio.parquet") == 0
+    lm = load_lm("ngram", folder / "lm.arpa", tokenizer)
+    for row in read_table(folder / "ratio.parquet", HYPOTHESES).to_pylist():
+        assert row["lm_score"] == pytest.approx(0.5 * score_labels(lm, [row["tokens"]])[0], abs=1e-4)
+
 
 @pytest.mark.parametrize(
     ("stage", "search", "message"),
     [
         ("decode", "beam_lm", "has lm: ngram: give --lm and --lm-weight"),
+        ("tune-lm", "ratio", "with density_ratio: 0.5 is of 2 files, but --lm names 1"),
         ("decode", "short", "has chunk_ms: 160, but this model does not stream"),
-        ("decode", "viterbi", "the searches are beam_lm, beam_lstm, fsa, greedy, short"),
+        ("decode", "viterbi", "the searches are beam_lm, beam_lstm, fsa, greedy, ratio, short"),
         ("tune-lm", "greedy", "needs lm in the search 'greedy'"),
     ],
 )

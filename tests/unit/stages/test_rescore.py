@@ -59,7 +59,7 @@ def rescore(folder: Path, nbest: str = "nbest.parquet", search: str = "again") -
         dev=folder / "nbest.parquet",
         dev_cuts=[folder / "cuts.jsonl.gz"],
         tokenizer=folder / "tokenizer.model",
-        lm=folder / "lstm.pt",
+        lm=[folder / "lstm.pt"],
         out=folder / "again.parquet",
     )
 
