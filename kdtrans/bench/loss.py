@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kdtrans.bench.loss_work import MARGIN, PRUNED, WIDTH, J, Size, band_along
 from kdtrans.bench.table import Bench, Measurement
+from kdtrans.bench.trained_gap import trained_banded_loss_gap
 from kdtrans.contracts import BLANK
 from kdtrans.lattice.path import nodes
 from kdtrans.lattice.recursion import viterbi
@@ -49,15 +50,17 @@ LIMITS = {
     "chunked_memory": "<= 0.25",
     "banded_vs_pruned_time": "<= 0.6",
     "banded_loss_gap": "<= 0.01 of the full loss",
+    "banded_loss_gap_trained": "<= 0.01 of the full loss",
 }
 Conditions = dict[str, str | int | float]
 
 
-def bench_loss(quick: bool) -> Bench:
+def bench_loss(quick: bool, results: Path | None = None) -> Bench:
     """Measure all losses that are installed; a ratio is that of the size and threads where it is worst.
 
     Args:
         quick: the small size on one thread only, to end within a minute on two idle cores.
+        results: a results folder, on whose distilled student the banded loss is compared with the full one, too.
     """
     rows, worst = [], dict[str, float]()
     for size in ["small"] if quick else ["small", "large"]:
@@ -65,9 +68,10 @@ def bench_loss(quick: bool) -> Bench:
             measured = measure(EVERY, SIZES[size], threads)
             rows += rows_of(measured, {"size": size, **SIZES[size]._asdict(), "threads": threads})
             worst = {key: max(value, worst.get(key, value)) for key, value in (worst | ratios(measured)).items()}
-    gap = banded_loss_gap()
-    rows.append(gap)
-    return Bench("loss", rows, worst | {gap.name: gap.median}, LIMITS)
+    gaps = [banded_loss_gap()]
+    if results is not None:
+        gaps.append(trained_banded_loss_gap(results, WIDTH, MARGIN))
+    return Bench("loss", rows + gaps, worst | {gap.name: gap.median for gap in gaps}, LIMITS)
 
 
 @dataclass(frozen=True)

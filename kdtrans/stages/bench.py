@@ -14,7 +14,7 @@ BENCHES = {
     "targets": ("kdtrans.bench.targets", "bench_targets"),
     "train": ("kdtrans.bench.train", "bench_train"),
 }
-READ_RESULTS = ("decode", "targets")  # take a results folder
+READ_RESULTS = ("decode", "loss", "targets")  # take a results folder
 
 
 def main(
@@ -33,7 +33,8 @@ def main(
             how losses, dump and decoding grow with a batch.
         quick: end within a minute on two cores: fewer repeats, and a smaller corpus to read, as the table says.
         json: write measurements and ratios there too.
-        results: a results folder, whose models are measured (decode, targets); without it, what comes with the project.
+        results: a results folder, whose models are measured (decode, loss, targets); without it, what comes with
+            the project.
         plot: draw the costs there, as SVG (cost).
     """
     if name not in BENCHES:

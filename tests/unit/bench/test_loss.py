@@ -109,4 +109,4 @@ def test_truth_on_small_material() -> None:
 
 def test_the_stage_refuses_what_means_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="leave --results out"):
-        bench.main("loss", results=tmp_path)
+        bench.main("train", results=tmp_path)
