@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdtrans.lattice.recursion import IMPOSSIBLE, forward_backward_scores, forward_scores, total_score
 from kdtrans.losses.distillation import Join, widened
-from kdtrans.losses.grid import Cells, next_labels
+from kdtrans.losses.grid import Cells, next_labels, real_cells
 from kdtrans.losses.transducer import (
     arc_posteriors,
     check_grid,
@@ -85,6 +85,33 @@ def fused_transducer_loss(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     loss: Tensor = _FusedLoss.apply(join, lattice, chunk, enc_BTJ, pred_BUJ, *trained)
     return loss
+
+
+@torch.no_grad()
+def arc_scores(
+    join: Join, enc_BTJ: Tensor, pred_BUJ: Tensor, labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the arcs of each utterance's grid, as the lattice takes them.
+
+    Args:
+        join: the joiner on (C, J) and (C, J), giving logits (C, V).
+        enc_BTJ: projected encoder output.
+        pred_BUJ: projected predictor output, (B, U + 1, J).
+        labels_BU: the labels.
+        frames_B: frames of each utterance.
+        lengths_B: labels of each utterance.
+
+    Returns:
+        Those of blank (B, T, U + 1) and of the next label (B, T, U), fp32; 0 in the padding.
+    """
+    cells = real_cells(frames_B, lengths_B)
+    next_N = next_labels(labels_BU, lengths_B, cells)
+    blank_BTU = torch.zeros(*enc_BTJ.shape[:2], pred_BUJ.shape[1], device=enc_BTJ.device)
+    label_BTU = torch.zeros_like(blank_BTU)
+    for b_C, t_C, u_C, next_C in zip(*(part.split(CHUNK) for part in (*cells, next_N)), strict=True):
+        blank_C, label_C, _ = node_scores(join(enc_BTJ[b_C, t_C], pred_BUJ[b_C, u_C]), next_C)
+        blank_BTU[b_C, t_C, u_C], label_BTU[b_C, t_C, u_C] = blank_C, label_C
+    return blank_BTU, label_BTU[:, :, :-1]
 
 
 @dataclass(frozen=True)

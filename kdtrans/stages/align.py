@@ -92,12 +92,12 @@ def emission_frames(model: Transducer, enc_TE: Tensor, labels: list[int]) -> tup
     from kdtrans.contracts import BLANK
     from kdtrans.lattice.path import nodes
     from kdtrans.lattice.recursion import viterbi
-    from kdtrans.losses.transducer import node_log_probs
+    from kdtrans.losses.fused import arc_scores
 
     labels_BU = torch.tensor([labels], device=enc_TE.device)
     pred_BUJ = model.project_predictor(model.predictor(labels_BU))
-    blank_BTU, label_BTU, _ = node_log_probs(model.grid(model.project_encoder(enc_TE[None]), pred_BUJ), labels_BU)
-    lengths = [torch.tensor([length], device=enc_TE.device) for length in (len(enc_TE), len(labels))]
-    path_BN, logp_B = viterbi(blank_BTU, label_BTU, labels_BU, *lengths)
+    grid = (labels_BU, *(torch.tensor([size], device=enc_TE.device) for size in (len(enc_TE), len(labels))))
+    blank_BTU, label_BTU = arc_scores(model.joiner, model.project_encoder(enc_TE[None]), pred_BUJ, *grid)
+    path_BN, logp_B = viterbi(blank_BTU, label_BTU, *grid)
     t_N, _ = nodes(path_BN[0])
     return t_N[path_BN[0] != BLANK].tolist(), float(logp_B[0])

@@ -24,7 +24,7 @@ from kdtrans.data.manifest import text_of
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.lattice.path import check_path, nodes
 from kdtrans.lattice.recursion import forward_scores, total_score, viterbi
-from kdtrans.losses.transducer import node_log_probs
+from kdtrans.losses.fused import arc_scores
 from kdtrans.models.lm import LanguageModel
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.hypothesis import Hypothesis, path_of
@@ -222,9 +222,10 @@ def _along_paths(
     """A target for each utterance of a batch, along one path each."""
     labels_BU, label_lengths_B = _padded([labelling.labels for labelling in labellings], frames_B.device)
     pred_BUJ = teacher.project_predictor(teacher.predictor(labels_BU))
-    blank_BTU, label_BTU = _lattices(teacher, enc_BTJ, pred_BUJ, labels_BU, frames_B, label_lengths_B)
+    grid = (labels_BU, frames_B, label_lengths_B)
+    blank_BTU, label_BTU = arc_scores(teacher.joiner, enc_BTJ, pred_BUJ, *grid)
     totals = total_score(forward_scores(blank_BTU, label_BTU), blank_BTU, frames_B, label_lengths_B)
-    best_BN, _ = viterbi(blank_BTU, label_BTU, labels_BU, frames_B, label_lengths_B)
+    best_BN, _ = viterbi(blank_BTU, label_BTU, *grid)
     lm_BUV = config.lm_weight * label_scores(lm, labels_BU) if lm is not None and config.lm_weight > 0 else None
 
     targets = []
@@ -256,23 +257,6 @@ def _along_paths(
             )
         )
     return targets
-
-
-def _lattices(
-    teacher: Transducer, enc_BTJ: Tensor, pred_BUJ: Tensor, labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of blank (B, T, U + 1) and of the next label (B, T, U), 0 in the padding.
-
-    An utterance at a time: nothing is joined for padding, and one grid of logits, not the batch's, is in memory.
-    """
-    (batch, frames, _), columns = enc_BTJ.shape, pred_BUJ.shape[1]
-    blank_BTU = torch.zeros(batch, frames, columns, device=enc_BTJ.device)
-    label_BTU = torch.zeros(batch, frames, columns - 1, device=enc_BTJ.device)
-    for i, (t, u) in enumerate(zip(frames_B.tolist(), lengths_B.tolist(), strict=True)):
-        logits_BTUV = teacher.grid(enc_BTJ[i : i + 1, :t], pred_BUJ[i : i + 1, : u + 1])
-        blank, label, _ = node_log_probs(logits_BTUV, labels_BU[i : i + 1, :u])
-        blank_BTU[i, :t, : u + 1], label_BTU[i, :t, :u] = blank[0], label[0]
-    return blank_BTU, label_BTU
 
 
 def label_scores(lm: LanguageModel, labels_BU: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ from kdtrans.data.batches import Batch
 from kdtrans.losses.backends import loss_of_logits
 from kdtrans.losses.band import path_band
 from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, window_loss
-from kdtrans.losses.fused import CHUNK, fused_transducer_loss
+from kdtrans.losses.fused import arc_scores, fused_transducer_loss
 from kdtrans.losses.grid import Cells, collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
-from kdtrans.losses.transducer import node_scores
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import Losses, autocast
 from kdtrans.training.shift import ShiftTracker
@@ -133,19 +132,6 @@ def band_of(student: Student, batch: Batch, config: TrainingConfig, shift: int |
     return path_band(cells, student.frames_B, batch.label_lengths_B, *size, config.band_width, config.band_margin)
 
 
-@torch.no_grad()
-def arc_scores(student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probs of blank (B, T, U + 1) and of the next label (B, T, U) on the grid, joined in parts; 0 in padding."""
-    cells = real_cells(student.frames_B, batch.label_lengths_B)
-    next_N = next_labels(batch.labels_BU, batch.label_lengths_B, cells)
-    blank_BTU = torch.zeros(*student.enc_BTJ.shape[:2], student.pred_BUJ.shape[1], device=next_N.device)
-    label_BTU = torch.zeros_like(blank_BTU)
-    for b_C, t_C, u_C, next_C in zip(*(part.split(CHUNK) for part in (*cells, next_N)), strict=True):
-        blank_C, label_C, _ = node_scores(student.join(student.enc_BTJ[b_C, t_C], student.pred_BUJ[b_C, u_C]), next_C)
-        blank_BTU[b_C, t_C, u_C], label_BTU[b_C, t_C, u_C] = blank_C, label_C
-    return blank_BTU, label_BTU[:, :, :-1]
-
-
 def plain(config: TrainingConfig) -> TrainingConfig:
     """The settings of a loss that sums over all paths, none of them favoured: what a teacher's total compares with."""
     whole = "full" if config.loss == "full" else "fused"
@@ -177,7 +163,8 @@ def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | Shift
     if isinstance(shift, ShiftTracker):
         if shift.measuring:
             grid = (batch.labels_BU, student.frames_B, batch.label_lengths_B)
-            shift.observe(lambda: arc_scores(student, batch), *grid, batch.targets)
+            outputs = (student.join, student.enc_BTJ, student.pred_BUJ)
+            shift.observe(lambda: arc_scores(*outputs, *grid), *grid, batch.targets)
             return {"kd_shift": torch.tensor(float(shift.frames))}
         shift = shift.frames
     outputs = (student.join, student.enc_BTJ, student.pred_BUJ)

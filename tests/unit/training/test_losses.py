@@ -15,6 +15,7 @@ from kdtrans.config import KdConfig, StudentConfig, TrainingConfig
 from kdtrans.data.batches import Batch
 from kdtrans.lattice.path import nodes
 from kdtrans.losses.distillation import NodeTargets
+from kdtrans.losses.fused import arc_scores
 from kdtrans.losses.grid import collapsed_loss, full_lattice_loss, next_labels, real_cells
 from kdtrans.losses.transducer import node_log_probs, transducer_loss
 from kdtrans.models.build import build_student
@@ -22,7 +23,6 @@ from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import autocast
 from kdtrans.training.losses import (
     Student,
-    arc_scores,
     band_of,
     run_student,
     transducer_losses,
@@ -333,11 +333,12 @@ def student_path_score(student: Transducer, state: Student, batch: Batch, b: int
 
 
 def test_the_scores_of_the_arcs_are_those_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdtrans.training.losses.CHUNK", 7)
+    monkeypatch.setattr("kdtrans.losses.fused.CHUNK", 7)
     student = make_model(1)
     batch = make_batch([0, 1, 2], student, student)
     state = run_student(student, batch, CONFIG)
-    blank, label = arc_scores(state, batch)
+    grid = (batch.labels_BU, state.frames_B, batch.label_lengths_B)
+    blank, label = arc_scores(state.join, state.enc_BTJ, state.pred_BUJ, *grid)
     expected_blank, expected_label, _ = node_log_probs(student.grid(state.enc_BTJ, state.pred_BUJ), batch.labels_BU)
     for b, (T, U) in enumerate(zip(state.frames_B.tolist(), batch.label_lengths_B.tolist(), strict=True)):
         torch.testing.assert_close(blank[b, :T, : U + 1], expected_blank[b, :T, : U + 1])
