@@ -21,6 +21,7 @@ from kdtrans.losses.distillation import NodeTargets
 
 Extract = Callable[[Tensor], Tensor]
 Position = tuple[int, int]  # epoch, batch within it
+CPU = torch.device("cpu")
 LONGEST_S = 65535 * FRAME_SHIFT_MS / 1000  # frames are stored as uint16
 
 
@@ -88,10 +89,19 @@ class Batch:
     position: Position = (0, 0)
 
     def to(self, device: torch.device) -> Batch:
-        for name, value in vars(self).items():
-            if isinstance(value, (Tensor, NodeTargets)):
-                setattr(self, name, value.to(device))
+        """Move it to a device; from pinned memory the GPU takes it while this process goes on."""
+        for name, value in self._parts():
+            setattr(self, name, value.to(device, non_blocking=device.type == "cuda"))  # off one it would be a race
         return self
+
+    def pin_memory(self) -> Batch:
+        """Move it to pinned memory; the loader calls this."""
+        for name, value in self._parts():
+            setattr(self, name, value.pin_memory())
+        return self
+
+    def _parts(self) -> list[tuple[str, Tensor | NodeTargets]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, (Tensor, NodeTargets))]
 
 
 class FeatureCache:
@@ -215,8 +225,11 @@ class TrainingBatches(Dataset[Batch]):
         batch.position = position
         return batch
 
-    def stream(self, start: Position) -> Iterator[Batch]:
-        """Batches without end from a position, loaded by worker processes if there are any."""
+    def stream(self, start: Position, device: torch.device = CPU) -> Iterator[Batch]:
+        """Batches without end from a position, loaded by worker processes if there are any; in pinned memory for a GPU.
+
+        They are in main memory all the same: `Batch.to` takes one to the device.
+        """
         loader = DataLoader(
             self,
             batch_size=None,
@@ -224,6 +237,7 @@ class TrainingBatches(Dataset[Batch]):
             num_workers=self.workers,
             # Examples hold closures and a memory map, which other ways of starting a process would have to pickle.
             multiprocessing_context="fork" if self.workers else None,
+            pin_memory=device.type == "cuda",
         )
         return iter(loader)
 

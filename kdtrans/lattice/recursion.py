@@ -4,14 +4,19 @@ Within a frame the recursion along u is a cumulative operation. With c_u = sum o
 
     alpha(t, u) = c_u + logcumsumexp_{u' <= u}( alpha(t-1, u') + blank(t-1, u') - c_u' )
 
-and the Viterbi recursion is the same with a cumulative maximum, whose arg-max is the back-pointer. So the only Python
-loop is over frames, on CPU and GPU alike. c grows with U, and the differences cancel: hence fp64.
+and the Viterbi recursion is the same with a cumulative maximum, whose arg-max is the back-pointer. So the only loop is
+over frames: in Python, or in a kernel of its own on CUDA (kernel.py). c grows with U, and the differences cancel: hence
+fp64.
 
 Shapes: B utterances, T frames, U labels. blank_BTU (B, T, U + 1) and label_BTU (B, T, U) are log-probabilities; cells
-beyond an utterance's lengths may hold anything finite.
+beyond an utterance's lengths may hold anything finite. No gradient passes: losses have theirs in closed form.
 """
 
 from __future__ import annotations
+
+import sys
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,11 +27,13 @@ from kdtrans.lattice.path import path_from_frames
 IMPOSSIBLE = -1.0e30  # finite, so that differences of impossible scores are not NaN
 
 
+@torch.no_grad()
 def forward_scores(blank_BTU: Tensor, label_BTU: Tensor) -> Tensor:
     """alpha (B, T, U + 1), fp64: log-sum of all partial paths from (0, 0) to each node."""
     return _accumulate(blank_BTU.double(), label_BTU.double())
 
 
+@torch.no_grad()
 def forward_backward_scores(
     blank_BTU: Tensor, label_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -64,6 +71,7 @@ def total_score(alpha_BTU: Tensor, blank_BTU: Tensor, frames_B: Tensor, lengths_
     return alpha_BTU[last] + blank_BTU[last].double()
 
 
+@torch.no_grad()
 def viterbi(
     blank_BTU: Tensor, label_BTU: Tensor, labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -79,44 +87,81 @@ def viterbi(
     Returns:
         Paths (B, max N), of which the first frames_B + lengths_B tokens are real, and log-probabilities (B,), fp64.
     """
-    blank, offset = blank_BTU.double(), _label_offsets(label_BTU)
-    batch, num_frames, _ = blank.shape
-    best = offset[:, 0]
-    scores, entries = [best], [torch.zeros_like(best, dtype=torch.long)]
-    for t in range(1, num_frames):
-        entered, entry = (best + blank[:, t - 1] - offset[:, t]).cummax(1)
-        best = offset[:, t] + entered
-        scores.append(best)
-        entries.append(entry)
+    batch, num_frames, _ = blank_BTU.shape
+    steps_BTU, offset_BTU = _steps(blank_BTU.double(), label_BTU.double())
+    best_BTU, entries_BTU = _maxima(steps_BTU)
 
     # Walk back: an utterance leaves its last frame at u = U_b, and each earlier frame where the next one was entered.
     leave = lengths_B.clone()
-    leaves = torch.empty(batch, num_frames, dtype=torch.long, device=blank.device)
+    leaves = torch.empty(batch, num_frames, dtype=torch.long, device=blank_BTU.device)
     for t in range(num_frames - 1, -1, -1):
         leaves[:, t] = leave
-        stepped = entries[t].gather(1, leave[:, None])[:, 0]
+        stepped = entries_BTU[:, t].gather(1, leave[:, None])[:, 0]
         leave = torch.where(t < frames_B, stepped, leave)
 
     # Label u is emitted on the first frame that is left above u, that is after all frames left at or below u.
-    labels = torch.arange(labels_BU.shape[1], device=blank.device)
-    real = torch.arange(num_frames, device=blank.device) < frames_B[:, None]
+    labels = torch.arange(labels_BU.shape[1], device=blank_BTU.device)
+    real = torch.arange(num_frames, device=blank_BTU.device) < frames_B[:, None]
     emission_BU = ((leaves[:, :, None] <= labels) & real[:, :, None]).sum(1)
     path = path_from_frames(labels_BU, emission_BU, frames_B, lengths_B)
-    return path, total_score(torch.stack(scores, 1), blank_BTU, frames_B, lengths_B)
+    return path, total_score(best_BTU + offset_BTU, blank_BTU, frames_B, lengths_B)
 
 
 def _accumulate(blank: Tensor, label: Tensor) -> Tensor:
-    """alpha of the header's recursion; what stays the same from frame to frame is kept out of the loop."""
-    offset = _label_offsets(label)
-    step_TBU = (blank[:, :-1] + offset[:, :-1] - offset[:, 1:]).transpose(0, 1).contiguous()
-    above = torch.zeros_like(offset[:, 0])  # alpha - c
-    frames = [above]
-    for step_BU in step_TBU.unbind(0):
-        above = (above + step_BU).logcumsumexp(1)
-        frames.append(above)
-    return torch.stack(frames, 1) + offset
+    """alpha of the header's recursion."""
+    steps_BTU, offset_BTU = _steps(blank, label)
+    return _log_sums(steps_BTU) + offset_BTU
 
 
-def _label_offsets(label_BTU: Tensor) -> Tensor:
-    """c (B, T, U + 1): the sum of a frame's label log-probs below each u."""
-    return F.pad(label_BTU.double().cumsum(2), (1, 0))
+def _steps(blank: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """What leads from each frame to the next (B, T - 1, U + 1), and c (B, T, U + 1): all but the loop over frames.
+
+    c is the sum of a frame's label log-probs below each u. The loop is over alpha - c, so that a step is one addition.
+    """
+    offset_BTU = F.pad(label.cumsum(2), (1, 0))
+    return blank[:, :-1] + offset_BTU[:, :-1] - offset_BTU[:, 1:], offset_BTU
+
+
+def _log_sums(steps_BTU: Tensor) -> Tensor:
+    """alpha - c (B, T, U + 1)."""
+    if kernel := _kernel_for(steps_BTU):
+        sums_BTU: Tensor = kernel.log_sums(steps_BTU)
+        return sums_BTU
+    above_BU = steps_BTU.new_zeros(steps_BTU.shape[0], steps_BTU.shape[2])
+    frames = [above_BU]
+    for step_BU in steps_BTU.transpose(0, 1).contiguous():
+        above_BU = (above_BU + step_BU).logcumsumexp(1)
+        frames.append(above_BU)
+    return torch.stack(frames, 1)
+
+
+def _maxima(steps_BTU: Tensor) -> tuple[Tensor, Tensor]:
+    """Viterbi scores - c (B, T, U + 1), and the u at which the best partial path to each node enters its frame."""
+    if kernel := _kernel_for(steps_BTU):
+        best_BTU, entries_BTU = kernel.maxima(steps_BTU)
+        return best_BTU, entries_BTU
+    best_BU = steps_BTU.new_zeros(steps_BTU.shape[0], steps_BTU.shape[2])
+    frames, entries = [best_BU], [torch.zeros_like(best_BU, dtype=torch.long)]
+    for step_BU in steps_BTU.transpose(0, 1).contiguous():
+        best_BU, entry_BU = (best_BU + step_BU).cummax(1)
+        frames.append(best_BU)
+        entries.append(entry_BU)
+    return torch.stack(frames, 1), torch.stack(entries, 1)
+
+
+def _kernel_for(steps_BTU: Tensor) -> ModuleType | None:
+    """The module whose kernels run the loops over these steps; None: they run in torch."""
+    kernel = _triton_kernel() if steps_BTU.is_cuda else None
+    return kernel if kernel and steps_BTU.shape[2] <= kernel.LONGEST_ROW else None
+
+
+@cache
+def _triton_kernel() -> ModuleType | None:
+    try:
+        from kdtrans.lattice import kernel
+
+        kernel.log_sums(torch.zeros(1, 1, 1, dtype=torch.float64, device="cuda"))
+    except Exception as error:  # no Triton, no C compiler for it, a GPU that it does not know
+        print(f"warning: the lattice loops over frames in torch, as Triton fails: {error}", file=sys.stderr, flush=True)
+        return None
+    return kernel

@@ -39,7 +39,7 @@ class NodeTargets:
 
     def select(self, keep_N: Tensor) -> NodeTargets:
         """The nodes where `keep_N` is true."""
-        return NodeTargets(*(getattr(self, name)[keep_N] for name in self.__dataclass_fields__))
+        return self._each(lambda part: part[keep_N])
 
     def shifted(self, frames: int, student_frames_B: Tensor) -> NodeTargets:
         """Move every node by a number of frames and drop those that fall off the student's grid (B,)."""
@@ -47,8 +47,16 @@ class NodeTargets:
         keep_N = (t_N >= 0) & (t_N < student_frames_B[self.utterance_N])
         return NodeTargets(self.utterance_N, t_N, self.u_N, self.ids_NK, self.logp_NK).select(keep_N)
 
-    def to(self, device: torch.device) -> NodeTargets:
-        return NodeTargets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+    def to(self, device: torch.device, non_blocking: bool = False) -> NodeTargets:
+        """These on a device, as `Tensor.to` has it."""
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> NodeTargets:
+        """These in pinned memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> NodeTargets:
+        return NodeTargets(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
 
 
 Join = Callable[[Tensor, Tensor], Tensor]

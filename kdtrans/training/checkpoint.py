@@ -84,20 +84,26 @@ def save_model(
     state: dict[str, Tensor],
     tokenizer: Tokenizer,
     **facts: Any,
-) -> None:
-    """Write a finished model; `facts` are `step` and `dev_wer`. A teacher's encoder is described beside its weights."""
+) -> str:
+    """Write a finished model; `facts` are `step` and `dev_wer`. A teacher's encoder is described beside its weights.
+
+    Returns:
+        The weights' fingerprint.
+    """
+    identity = fingerprint(state)
     content = {
         "kind": kind,
         "config": config.model_dump(mode="json"),
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.sha256,
-        "fingerprint": fingerprint(state),
+        "fingerprint": identity,
         "state_dict": state,
         "encoder_architecture": read_architecture(config.encoder) if isinstance(config, TeacherConfig) else None,
         **facts,
     }
     assert set(content) == set(MODEL_KEYS), f"model keys {sorted(content)} differ from the contract's"
     save_torch(content, path)
+    return identity
 
 
 def read_model(path: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:

@@ -96,7 +96,8 @@ class Trainer:
         self._started = time.monotonic() - spent
         is_first = self.processes.is_first
         log = TrainingLog(self.folder, self.config.updates, step) if is_first else None
-        stream = self.batches.stream(position)
+        self._device = next(self.model.parameters()).device
+        stream = self.batches.stream(position, self._device)
         meter = Meter(step)
 
         while step < self.config.updates:
@@ -127,7 +128,6 @@ class Trainer:
 
     def _update(self, step: int, stream: Iterator[Batch], meter: Meter) -> Position:
         """One update from this process's share of its batches; returns the position after the last of them."""
-        device = next(self.model.parameters()).device
         self.model.train()
         self._prepare_groups(step)
         utt_ids: list[str] = []
@@ -135,7 +135,7 @@ class Trainer:
             # By the batch's place, not the process's: any number of processes draws the same.
             torch.manual_seed(self.config.seed * 1_000_003 + step + place * 2**40)
             batch = next(stream)
-            losses = self.compute(self.model, batch.to(device))
+            losses = self.compute(self.model, batch.to(self._device))
             _check_finite(losses, batch.utt_ids, step)
             (losses["loss"] / self.config.accumulate).backward()
             utt_ids += batch.utt_ids

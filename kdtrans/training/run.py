@@ -22,7 +22,6 @@ from kdtrans.models.transducer import Transducer
 from kdtrans.training.checkpoint import (
     CHECKPOINT_VERSION,
     claim,
-    fingerprint,
     hand_back,
     keep_finished,
     pick_device,
@@ -114,8 +113,8 @@ def train_model(
             ):
                 trainer.run()
                 state, step, wer = trainer.best.average, trainer.best.step, trainer.best.dev_wer
-                save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
-                record |= {"parameters": model.num_parameters, "fingerprint": fingerprint(state)}
+                identity = save_model(out, kind, config, state, tokenizer, step=step, dev_wer=wer)
+                record |= {"parameters": model.num_parameters, "fingerprint": identity}
                 record |= {"hours": hours_of(examples), "dropped": dict(dropped), "step": step, "dev_wer": wer}
                 record |= {"training_seconds": round(trainer.seconds(), 2), "processes": processes.count}
                 if isinstance(shift, ShiftTracker):

@@ -24,6 +24,7 @@ from kdtrans.data.batches import (
     load_features,
     pack,
 )
+from kdtrans.losses.distillation import NodeTargets
 from kdtrans.models.features import log_mel
 
 seconds = st.lists(st.floats(0.3, 15.0), min_size=1, max_size=60)
@@ -166,3 +167,43 @@ def test_a_batch_knows_the_teachers_totals_frames_and_output(tmp_path: Path) -> 
     assert (plain.targets, plain.teacher_totals_B, plain.teacher_BTJ) == (None, None, None)
     assert plain.teacher_frames_B is not None
     assert plain.teacher_frames_B.tolist() == [-1, -1]
+
+
+# ------------------------------------------------------------------------------------------------------- pinned memory
+def test_pinned_batches_are_pinned_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory needs CUDA: here a number tells the tensors that were to be moved to it."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: torch.full_like(tensor, 7))
+    node = torch.tensor([0, 1])
+    targets = NodeTargets(node, node, node, torch.tensor([[0], [1]]), torch.tensor([[-0.1], [-0.2]]))
+    cuts = [cut_of(tmp_path, "u", 1600)]
+    batch = collate(
+        cuts, [Supervision((1,), targets, -1.0)], lambda cut: torch.ones(10, 80), lambda cut: torch.ones(3, 4)
+    )
+    tensors = {name for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert {"features_BFC", "labels_BU", "teacher_totals_B", "teacher_BTJ", "teacher_frames_B"} <= tensors
+    pinned = batch.pin_memory()
+    assert pinned.targets is not None
+    parts = [*(getattr(pinned, name) for name in tensors), *vars(pinned.targets).values()]
+    assert all(bool((part == 7).all()) for part in parts)
+    assert (pinned.utt_ids, pinned.seconds) == (["u"], 0.1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_come_from_pinned_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr("kdtrans.data.batches.DataLoader", lambda data, **options: given.update(options) or [])
+    batches_of(*several(tmp_path)).stream((0, 0), torch.device(device))
+    assert given["pin_memory"] == (device == "cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_a_gpu_the_loader_pins_and_the_batch_arrives(tmp_path: Path, workers: int) -> None:
+    device = torch.device("cuda")
+    examples, order = several(tmp_path)
+    there = next(batches_of(examples, order, workers).stream((0, 0), device))
+    assert there.features_BFC.is_pinned()
+    here = next(batches_of(examples, order).stream((0, 0)))
+    torch.testing.assert_close(there.to(device).features_BFC.cpu(), here.features_BFC)
