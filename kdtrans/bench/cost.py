@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from statistics import median
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from lhotse import MonoCut, SupervisionSegment
@@ -22,7 +22,7 @@ from lhotse import MonoCut, SupervisionSegment
 from kdtrans.bench import loss_work, peaky
 from kdtrans.bench.measure import cpu_seconds, peak_growth_mb
 from kdtrans.bench.table import Bench, Measurement
-from kdtrans.config import TargetsConfig
+from kdtrans.config import SearchConfig, TargetsConfig
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.search.beam import beam
 from kdtrans.targets.make import targets_of_encoded
@@ -137,8 +137,9 @@ def _decode(sizes: Sizes) -> Callable[[], object]:
     model, signs_VJ = peaky.network(sizes["V"], generator)
     lengths_B = torch.full((sizes["B"],), sizes["T"])
     enc_BTJ, _ = peaky.speech(signs_VJ, lengths_B, sizes["T"] / sizes["U"], generator)
-    search: Any = TargetsConfig().search
-    return lambda: beam(model, enc_BTJ, lengths_B, sizes["beam"], search.max_symbols, threshold=search.threshold)
+    search = SearchConfig(type="beam")
+    threshold = search.threshold or math.inf
+    return lambda: beam(model, enc_BTJ, lengths_B, sizes["beam"], search.max_symbols, threshold=threshold)
 
 
 LATTICE = {"B": 4, "T": 150, "U": 30, "V": 256}

@@ -9,6 +9,7 @@ Shapes: B utterances, F feature frames, C channels, T encoder frames, J joiner w
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 from kdtrans.bench.measure import cpu_seconds
 from kdtrans.bench.peaky import Material, from_results, synthetic
 from kdtrans.bench.table import Bench, Measurement
-from kdtrans.config import ConformerConfig, PredictorConfig, StreamingConfig, StudentConfig
+from kdtrans.config import ConformerConfig, PredictorConfig, SearchConfig, StreamingConfig, StudentConfig
 from kdtrans.contracts import SAMPLE_RATE
 from kdtrans.models.build import build_student
 from kdtrans.models.conformer import MEL_CHANNELS, ConformerEncoder, algorithmic_latency_ms
@@ -31,7 +32,9 @@ from kdtrans.search.beam import beam
 from kdtrans.search.greedy import greedy
 from kdtrans.search.streaming import StreamingGreedy
 
-BEAM, MAX_SYMBOLS, LM_WEIGHT, THRESHOLD, REPEATS = 4, 5, 0.2, 6.0, 5
+SEARCH = SearchConfig(type="beam")  # with its defaults
+BEAM, MAX_SYMBOLS, THRESHOLD = SEARCH.beam, SEARCH.max_symbols, SEARCH.threshold or math.inf
+LM_WEIGHT, REPEATS = 0.2, 5
 LIMITS = {
     "beam_vs_torchaudio_speed": ">= 5, search alone",
     "beam_vs_greedy_time": "<= 2.5, encoder included",
