@@ -352,15 +352,20 @@ class TrainingConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
     ema_decay: Fraction = 0.995
     """Decay of the running average of the weights; the average is what is evaluated and kept."""
-    loss: Literal["fused", "full", "banded"] = "fused"
+    loss: Literal["fused", "full", "banded", "pruned"] = "fused"
     """Transducer loss: fused joins the grid in parts; full at once, the same but for rounding, for tests and backends;
-    banded sums over paths near the teacher's only, where there is one."""
+    banded sums over paths near the teacher's only, where there is one; pruned where a simple joiner has its mass."""
     backend: Literal["native", "k2", "torchaudio"] = "native"
-    """Whose transducer loss it is; others than native need loss: full, and to be installed."""
+    """Whose transducer loss it is; others than native need loss: full, k2 that or pruned, and to be installed."""
     band_width: Positive = 5
-    """banded: least nodes of a frame."""
+    """banded, pruned: least nodes of a frame."""
     band_margin: NotNegative = 4
     """banded: frames of 40 ms by which a label may be emitted earlier or later than on the path, shifted by tau."""
+    simple_weight: Annotated[float, Field(gt=0)] = 0.5
+    """pruned: weight of the simple joiner's own loss."""
+    pruned_warmup: Fraction = 0.1
+    """pruned: share of the updates in which the simple joiner learns first: the weights go from 1 to simple_weight for
+    its loss, from 0.1 to 1 for the other."""
     ctc_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of an auxiliary CTC loss on the encoder; 0 turns it off."""
     fastemit: Annotated[float, Field(ge=0)] = 0.0
@@ -386,8 +391,9 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _backend_can(self) -> TrainingConfig:
-        if self.backend != "native" and self.loss != "full":
-            raise ValueError(f"backend: {self.backend} is given all logits: it needs loss: full, not {self.loss}")
+        losses = {"k2": ("full", "pruned"), "torchaudio": ("full",)}.get(self.backend, (self.loss,))
+        if self.loss not in losses:
+            raise ValueError(f"backend: {self.backend} needs loss: {' or '.join(losses)}, not {self.loss}")
         lacking = {"native": (), "k2": ("fastemit",), "torchaudio": ("fastemit", "delay_penalty")}[self.backend]
         for name in lacking:
             if getattr(self, name):
@@ -398,9 +404,10 @@ class TrainingConfig(Section):
 
 
 # Settings of training that change no number of the trained weights: speed and logging. Nor does how the loss over all
-# paths is computed, but for rounding; a band's is another loss, which BAND describes.
-NO_IDENTITY = {"backend", "log_every", "checkpoint_every", "workers", "cache_gb"}
-BAND = {"loss", "band_width", "band_margin"}
+# paths is computed, but for rounding; over some of them it is another loss, and what describes it counts.
+NO_IDENTITY = {"log_every", "checkpoint_every", "workers", "cache_gb"}
+OF_LOSS = {"loss", "backend", "band_width", "band_margin", "simple_weight", "pruned_warmup"}
+NOT_OF_IT = {"banded": {"backend", "simple_weight", "pruned_warmup"}, "pruned": {"band_margin"}}
 
 
 def training_identity(settings: dict[str, Any]) -> dict[str, Any]:
@@ -409,7 +416,7 @@ def training_identity(settings: dict[str, Any]) -> dict[str, Any]:
     The others are those of speed and logging, and the teacher's gate.
     """
     training = settings["training"]
-    left_out = NO_IDENTITY if training["loss"] == "banded" else NO_IDENTITY | BAND
+    left_out = NO_IDENTITY | NOT_OF_IT.get(training["loss"], OF_LOSS)
     kept = {key: value for key, value in training.items() if key not in left_out}
     return {key: value for key, value in settings.items() if key != "max_wer"} | {"training": kept}
 

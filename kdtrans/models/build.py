@@ -9,19 +9,23 @@ from kdtrans.models.conformer import ConformerEncoder
 from kdtrans.models.predictor import build_predictor
 from kdtrans.models.pretrained import build_teacher_encoder
 from kdtrans.models.pretrained.common import PretrainedEncoder
-from kdtrans.models.transducer import Transducer
+from kdtrans.models.transducer import Encoder, Transducer
 
 
 def build_student(config: StudentConfig, vocab_size: int) -> Transducer:
     """A freshly initialised Conformer transducer."""
-    encoder = ConformerEncoder(config.encoder, config.masking)
-    return Transducer(encoder, build_predictor(vocab_size, config.predictor), config.joiner_dim, vocab_size)
+    return _transducer(ConformerEncoder(config.encoder, config.masking), config, vocab_size)
 
 
 def build_teacher(config: TeacherConfig, vocab_size: int, architecture: dict[str, Any] | None = None) -> Transducer:
     """A pre-trained encoder, or with its `architecture` one without weights, and a freshly initialised rest."""
-    encoder = build_teacher_encoder(config, architecture)
-    return Transducer(encoder, build_predictor(vocab_size, config.predictor), config.joiner_dim, vocab_size)
+    return _transducer(build_teacher_encoder(config, architecture), config, vocab_size)
+
+
+def _transducer(encoder: Encoder, config: StudentConfig | TeacherConfig, vocab_size: int) -> Transducer:
+    """An encoder and a freshly initialised rest."""
+    predictor, is_pruned = build_predictor(vocab_size, config.predictor), config.training.loss == "pruned"
+    return Transducer(encoder, predictor, config.joiner_dim, vocab_size, has_simple=is_pruned)
 
 
 def teacher_groups(model: Transducer, config: TeacherConfig) -> list[dict[str, Any]]:

@@ -44,18 +44,34 @@ class Joiner(nn.Module):
         return self.output(torch.tanh(enc_J + pred_J))
 
 
+class SimpleJoiner(nn.Module):
+    """Two projections to the vocabulary whose sum is a joiner: where the pruned loss finds the mass (losses/pruned)."""
+
+    def __init__(self, encoder_dim: int, predictor_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.encoder_projection = nn.Linear(encoder_dim, vocab_size)
+        self.predictor_projection = nn.Linear(predictor_dim, vocab_size)
+
+    def forward(self, enc_BTE: Tensor, pred_BUP: Tensor) -> tuple[Tensor, Tensor]:
+        """What either adds: (B, T, V) and (B, U + 1, V)."""
+        return self.encoder_projection(enc_BTE), self.predictor_projection(pred_BUP)
+
+
 class Transducer(nn.Module):
-    """Encoder, predictor, joiner, and a CTC head used in training only."""
+    """Encoder, predictor, joiner; used in training only: a CTC head, and for the pruned loss a simple joiner."""
 
     fingerprint: str = ""  # identity of the weights, set when they are read from a file
 
-    def __init__(self, encoder: Encoder, predictor: Predictor, joiner_dim: int, vocab_size: int) -> None:
+    def __init__(
+        self, encoder: Encoder, predictor: Predictor, joiner_dim: int, vocab_size: int, has_simple: bool = False
+    ) -> None:
         super().__init__()
         self.encoder: Encoder = encoder
         self.predictor: Predictor = predictor
         self.vocab_size = vocab_size
         self.joiner = Joiner(encoder.dim, predictor.dim, joiner_dim, vocab_size)
         self.ctc = nn.Linear(encoder.dim, vocab_size)
+        self.simple = SimpleJoiner(encoder.dim, predictor.dim, vocab_size) if has_simple else None
 
     def encode(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features and lengths -> encoder output (B, T, E) and lengths (B,) in frames of 40 ms."""
@@ -75,5 +91,5 @@ class Transducer(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Parameters that decoding uses: all but the CTC head."""
-        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("ctc."))
+        """Parameters that decoding uses: all but the CTC head and the simple joiner."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith(("ctc.", "simple.")))

@@ -62,7 +62,7 @@ class Trainer:
         model: what is trained.
         groups: optimiser parameter groups; `lr_scale` multiplies the learning rate, `freeze_updates` freezes at first.
         batches: training data.
-        compute: the losses of one batch.
+        compute: the losses of one batch at an update, counted from 0.
         evaluate: dev WER (%) of the model it is given.
         config: how.
         folder: where checkpoints and metrics live.
@@ -75,7 +75,7 @@ class Trainer:
     model: Transducer
     groups: list[ParameterGroup]
     batches: TrainingBatches
-    compute: Callable[[Transducer, Batch], Losses]
+    compute: Callable[[Transducer, Batch, int], Losses]
     evaluate: Callable[[Transducer], float]
     config: TrainingConfig
     folder: Path
@@ -135,7 +135,7 @@ class Trainer:
             # By the batch's place, not the process's: any number of processes draws the same.
             torch.manual_seed(self.config.seed * 1_000_003 + step + place * 2**40)
             batch = next(stream)
-            losses = self.compute(self.model, batch.to(self._device))
+            losses = self.compute(self.model, batch.to(self._device), step)
             _check_finite(losses, batch.utt_ids, step)
             (losses["loss"] / self.config.accumulate).backward()
             utt_ids += batch.utt_ids

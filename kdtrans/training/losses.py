@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kdtrans.config import KdConfig, TrainingConfig
 from kdtrans.contracts import BLANK
 from kdtrans.data.batches import Batch
-from kdtrans.losses.backends import loss_of_logits
+from kdtrans.losses.backends import loss_of_logits, pruned_loss
 from kdtrans.losses.band import path_band
 from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, window_loss
 from kdtrans.losses.fused import arc_scores, fused_transducer_loss
@@ -38,6 +38,7 @@ class Student:
     enc_BTJ: Tensor
     pred_BUJ: Tensor
     parameters: list[nn.Parameter]  # of `join`
+    simple: tuple[Tensor, Tensor] | None  # what the simple joiner adds, (B, T, V) and (B, U + 1, V); None: it has none
 
 
 def transducer_losses(
@@ -47,6 +48,7 @@ def transducer_losses(
     kd: KdConfig,
     teacher: Transducer | None = None,
     shift: int | ShiftTracker = 0,
+    update: int | None = None,
 ) -> Losses:
     """L = L_transducer + ctc_weight L_ctc + lambda L_kd, each a mean over utterances.
 
@@ -57,6 +59,7 @@ def transducer_losses(
         kd: the distillation loss; weight 0 turns it off.
         teacher: runs beside the student where the loss needs its grid; in eval mode.
         shift: tau in frames, or what measures it, from this batch too.
+        update: counted from 0; None: behind all that changes in the course of training.
 
     Returns:
         `loss`, which is minimised, and its parts, nats; `kd_nodes_dropped`, the nodes of an utterance that fall off the
@@ -67,9 +70,15 @@ def transducer_losses(
     """
     student = run_student(model, batch, config)
     utterances = len(batch.utt_ids)
-    loss_B = transducer_part(student, batch, config, band_of(student, batch, config, shift))
-    losses = {"loss_transducer": loss_B.sum() / utterances}
-    total = losses["loss_transducer"]
+    if config.loss == "pruned":
+        simple_B, loss_B = pruned_part(student, batch, config)
+        simple_weight, weight = pruned_weights(config, update)
+        losses = {"loss_transducer": loss_B.sum() / utterances, "loss_simple": simple_B.sum() / utterances}
+        total = weight * losses["loss_transducer"] + simple_weight * losses["loss_simple"]
+    else:
+        loss_B = transducer_part(student, batch, config, band_of(student, batch, config, shift))
+        losses = {"loss_transducer": loss_B.sum() / utterances}
+        total = losses["loss_transducer"]
     if config.ctc_weight > 0:
         losses["loss_ctc"] = ctc_loss(model.ctc(student.enc_BTE.float()), student.frames_B, batch) / utterances
         total = total + config.ctc_weight * losses["loss_ctc"]
@@ -77,7 +86,7 @@ def transducer_losses(
         if kd.loss == "one_best" and batch.targets is not None:
             losses |= path_losses(student, batch, kd, shift)
         elif kd.loss == "full_sum" and batch.teacher_totals_B is not None:
-            changed = config.fastemit or config.delay_penalty or config.loss == "banded"
+            changed = config.fastemit or config.delay_penalty or config.loss in ("banded", "pruned")
             plain_B = transducer_part(student, batch, plain(config)) if changed else loss_B
             losses["loss_kd"] = full_sum_loss(batch.teacher_totals_B, -plain_B)
         elif kd.runs_teacher:
@@ -100,8 +109,10 @@ def run_student(model: Transducer, batch: Batch, config: TrainingConfig) -> Stud
     with autocast(config.precision, device, model.encoder.dim):
         enc_BTE, frames_B = model.encode(batch.features_BFC, batch.lengths_B)
         enc_BTJ = model.project_encoder(enc_BTE)
-        pred_BUJ = model.project_predictor(model.predictor(batch.labels_BU))
-    return Student(join, frames_B, enc_BTE, enc_BTJ, pred_BUJ, list(model.joiner.output.parameters()))
+        pred_BUP = model.predictor(batch.labels_BU)
+        pred_BUJ = model.project_predictor(pred_BUP)
+        simple = model.simple(enc_BTE, pred_BUP) if model.simple else None
+    return Student(join, frames_B, enc_BTE, enc_BTJ, pred_BUJ, list(model.joiner.output.parameters()), simple)
 
 
 def transducer_part(student: Student, batch: Batch, config: TrainingConfig, band_BTU: Tensor | None = None) -> Tensor:
@@ -118,6 +129,25 @@ def transducer_part(student: Student, batch: Batch, config: TrainingConfig, band
         delay_penalty=delay_penalty,
         band_BTU=band_BTU,
     )
+
+
+def pruned_part(student: Student, batch: Batch, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """The simple joiner's loss of each utterance (B,), nats, and the loss in the band where it has its mass."""
+    assert student.simple is not None, "the model was built without a simple joiner: build it with loss: pruned"
+    return pruned_loss(config.backend)(
+        *(student.join, student.parameters, student.enc_BTJ, student.pred_BUJ, *student.simple),
+        *(batch.labels_BU, student.frames_B, batch.label_lengths_B),
+        width=config.band_width,
+        fastemit=config.fastemit,
+        delay_penalty=config.delay_penalty,
+    )
+
+
+def pruned_weights(config: TrainingConfig, update: int | None) -> tuple[float, float]:
+    """Weights of the simple joiner's and of the pruned loss: at first its band is worth little (icefall's schedule)."""
+    warmup = config.pruned_warmup * config.updates
+    share = 1.0 if update is None or warmup == 0 else min(update / warmup, 1.0)
+    return 1.0 + share * (config.simple_weight - 1.0), 0.1 + 0.9 * share
 
 
 def band_of(student: Student, batch: Batch, config: TrainingConfig, shift: int | ShiftTracker) -> Tensor | None:

@@ -94,7 +94,7 @@ def train_model(
             model=model,
             groups=groups,
             batches=training_batches(examples, order, model, training, teacher),
-            compute=lambda network, batch: transducer_losses(network, batch, training, kd, teacher, shift),
+            compute=lambda network, batch, step: transducer_losses(network, batch, training, kd, teacher, shift, step),
             evaluate=dev_evaluation(dev, tokenizer, model, training.max_duration_s),
             config=training,
             folder=checkpoints,

@@ -35,10 +35,10 @@ V, FEATURES, LENGTHS, LABELS = 7, 80, [61, 45, 29], [[3, 1, 5], [2], [4, 4]]
 CONFIG = TrainingConfig(ctc_weight=0.3, precision="fp32")
 
 
-def make_model(seed: int) -> Transducer:
+def make_model(seed: int, loss: str = "fused") -> Transducer:
     """A toy transducer without dropout and masks."""
     torch.manual_seed(seed)
-    model = build_student(StudentConfig.model_validate(STUDENT), V).eval()
+    model = build_student(StudentConfig.model_validate(STUDENT | {"training": {"loss": loss}}), V).eval()
     torch.nn.init.normal_(model.joiner.output.weight)  # far from uniform
     return model
 
@@ -296,6 +296,42 @@ def test_how_the_loss_is_joined_changes_nothing(loss: str, name: str) -> None:
     torch.testing.assert_close(same, gradients, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["one_best", "full_sum", "off"])
+def test_the_pruned_loss_is_two_of_which_one_is_the_grids_where_nothing_is_pruned(name: str) -> None:
+    student, teacher = make_model(1, "pruned"), make_model(2)
+    batch = make_batch([0, 1, 2], student, teacher)
+    kd = KdConfig(weight=0.7, **KDS[name]) if name in KDS else KdConfig()
+    pruned = CONFIG.model_copy(update={"loss": "pruned", "band_width": 100, "updates": 100, "fastemit": 0.1})
+    expected = transducer_losses(student, batch, pruned.model_copy(update={"loss": "fused"}), kd, teacher)
+    found = transducer_losses(student, batch, pruned, kd, teacher)
+    for key, value in expected.items():
+        if key != "loss":
+            torch.testing.assert_close(found[key], value)
+    torch.testing.assert_close(found["loss"], expected["loss"] + 0.5 * found["loss_simple"])
+    found["loss"].backward()
+    assert student.simple is not None
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student.simple.parameters())
+
+    first, half = (transducer_losses(student, batch, pruned, kd, teacher, update=update) for update in (0, 5))
+    rest = expected["loss"] - expected["loss_transducer"]
+    simple, transducer = found["loss_simple"], found["loss_transducer"]
+    torch.testing.assert_close(first["loss"], simple + 0.1 * transducer + rest)
+    torch.testing.assert_close(half["loss"], 0.75 * simple + 0.55 * transducer + rest)
+    narrow = transducer_losses(student, batch, pruned.model_copy(update={"band_width": 1}), kd, teacher)
+    assert narrow["loss_transducer"] > transducer, "paths are left out"
+    if name == "full_sum":
+        torch.testing.assert_close(narrow["loss_kd"], found["loss_kd"])  # it is of all paths
+
+
+def test_only_a_model_for_the_pruned_loss_has_a_simple_joiner() -> None:
+    plain, pruned = make_model(1), make_model(1, "pruned")
+    assert plain.simple is None
+    assert pruned.num_parameters == plain.num_parameters, "decoding does not use it"
+    assert set(pruned.state_dict()) - set(plain.state_dict()) == {
+        f"simple.{side}_projection.{part}" for side in ("encoder", "predictor") for part in ("weight", "bias")
+    }
+
+
 def test_a_band_follows_the_shifted_path_where_there_is_one() -> None:
     student = make_model(1)
     batch = make_batch([0, 1, 2], student, student)
@@ -358,7 +394,7 @@ def test_another_librarys_loss_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"backend": "k2"}, "backend: k2 is given all logits: it needs loss: full, not fused"),
+        ({"backend": "k2"}, "backend: k2 needs loss: full or pruned, not fused"),
         ({"backend": "k2", "loss": "full", "fastemit": 0.1}, "fastemit is 0.1, which backend: k2 has not"),
         ({"backend": "torchaudio", "loss": "full", "delay_penalty": 0.1}, "delay_penalty is 0.1, which backend"),
     ],

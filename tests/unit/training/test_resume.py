@@ -82,6 +82,12 @@ def test_only_what_changes_the_weights_is_the_identity_of_a_run() -> None:
     banded = {"loss": "banded"}
     assert identity({"training": banded}) != identity({})
     assert identity({"training": banded | {"band_width": 9}}) != identity({"training": banded})
+    pruned = {"loss": "pruned"}
+    assert identity({"training": pruned | {"band_margin": 9}}) == identity({"training": pruned})
+    for matters in ({"band_width": 9}, {"simple_weight": 0.7}, {"pruned_warmup": 0.3}, {"backend": "k2"}):
+        assert identity({"training": pruned | matters}) != identity({"training": pruned})
+        if matters != {"backend": "k2"}:
+            assert identity({"training": matters}) == identity({}), "they mean nothing there"
     for changes in ({"joiner_dim": 12}, {"training": {"lr": 1.0}}):
         assert identity(changes) != identity({})
 
