@@ -35,14 +35,15 @@ def command_of(toy: Workspace, folder: Path, changes: dict[str, Any], teacher: b
 
 
 @pytest.mark.parametrize(
-    "kd",
+    ("kd", "loss"),
     [
-        {"shift": "auto", "shift_phase": 0.5, "window": 1},
-        {"loss": "collapsed"},
-        {"loss": "full_lattice"},
-        {"loss": "full_sum"},
+        ({"shift": "auto", "shift_phase": 0.5, "window": 1}, "fused"),
+        ({"loss": "collapsed"}, "fused"),
+        ({"loss": "full_lattice"}, "fused"),
+        ({"loss": "full_sum"}, "fused"),
+        ({"loss": "one_best"}, "pruned"),
     ],
-    ids=lambda kd: str(kd.get("loss", "auto")),
+    ids=lambda part: str(part.get("loss", "auto")) if isinstance(part, dict) else part,
 )
 def test_an_interrupted_run_ends_like_an_unbroken_one(
     toy: Workspace,
@@ -50,12 +51,15 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     kd: dict[str, Any],
+    loss: str,
 ) -> None:
     monkeypatch.setattr(shift, "EVERY", 2)
     runs_teacher = kd.get("loss") in ("collapsed", "full_lattice")
     models = []
     for name, budget in (("unbroken", []), ("broken", ["--max-seconds", "0.0"])):
-        command = command_of(toy, tmp_path / name, {"kd": {"weight": 0.5} | kd}, runs_teacher)
+        command = command_of(
+            toy, tmp_path / name, {"kd": {"weight": 0.5} | kd, "training": {"loss": loss}}, runs_teacher
+        )
         statuses = [main([*command, *budget])]
         while statuses[-1] == 75:
             statuses.append(main([*command, *budget]))
