@@ -17,14 +17,14 @@ from statistics import median
 from typing import NamedTuple, cast
 
 import torch
-from lhotse import MonoCut, SupervisionSegment
 
 from kdtrans.bench import loss_work, peaky
 from kdtrans.bench.measure import cpu_seconds, peak_growth_mb
 from kdtrans.bench.table import Bench, Measurement
+from kdtrans.bench.targets import labelled_cut
 from kdtrans.config import SearchConfig, TargetsConfig
 from kdtrans.data.tokenizer import Tokenizer
-from kdtrans.search.beam import beam
+from kdtrans.search.search import search
 from kdtrans.targets.make import targets_of_encoded
 
 Sizes = dict[str, int]
@@ -120,15 +120,10 @@ def _dump(sizes: Sizes) -> Callable[[], object]:
     teacher, _ = peaky.network(V, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     enc_BTE = torch.randn(B, T, peaky.J)
-    cuts = [_cut(f"utterance-{b}", torch.randint(2, V, (U,)).tolist(), T) for b in range(B)]
+    texts = [_Numbers().decode(torch.randint(2, V, (U,)).tolist()) for _ in range(B)]
+    cuts = [labelled_cut(f"utterance-{b}", text, T * peaky.FRAME_S) for b, text in enumerate(texts)]
     tokenizer = cast(Tokenizer, _Numbers())
     return lambda: targets_of_encoded(teacher, cuts, enc_BTE, torch.full((B,), T), tokenizer, TargetsConfig())
-
-
-def _cut(utt_id: str, labels: list[int], frames: int) -> MonoCut:
-    seconds = frames * peaky.FRAME_S
-    supervision = SupervisionSegment(utt_id, utt_id, 0.0, seconds, text=_Numbers().decode(labels))
-    return MonoCut(utt_id, start=0.0, duration=seconds, channel=0, supervisions=[supervision])
 
 
 def _decode(sizes: Sizes) -> Callable[[], object]:
@@ -137,9 +132,7 @@ def _decode(sizes: Sizes) -> Callable[[], object]:
     model, signs_VJ = peaky.network(sizes["V"], generator)
     lengths_B = torch.full((sizes["B"],), sizes["T"])
     enc_BTJ, _ = peaky.speech(signs_VJ, lengths_B, sizes["T"] / sizes["U"], generator)
-    search = SearchConfig(type="beam")
-    threshold = search.threshold or math.inf
-    return lambda: beam(model, enc_BTJ, lengths_B, sizes["beam"], search.max_symbols, threshold=threshold)
+    return lambda: search(model, enc_BTJ, lengths_B, SearchConfig(type="beam", beam=sizes["beam"]))
 
 
 LATTICE = {"B": 4, "T": 150, "U": 30, "V": 256}

@@ -208,14 +208,15 @@ def _noise(targets: list[Target], max_duration_s: float) -> Batches:
         size = int(max_duration_s / (targets[0].num_frames * frame_s))
         taken, targets = targets[:size], targets[size:]
         lengths = torch.tensor([target.num_frames * 4 for target in taken])  # features every 10 ms
-        cuts = [_cut(target, target.num_frames * frame_s) for target in taken]
+        cuts = [labelled_cut(target.utt_id, target.text, target.num_frames * frame_s) for target in taken]
         batches.append((cuts, torch.randn(len(taken), int(lengths[0]), 80), lengths))
     return batches
 
 
-def _cut(target: Target, seconds: float) -> MonoCut:
-    supervision = SupervisionSegment(target.utt_id, target.utt_id, 0.0, seconds, text=target.text)
-    return MonoCut(target.utt_id, start=0.0, duration=seconds, channel=0, supervisions=[supervision])
+def labelled_cut(utt_id: str, text: str, seconds: float) -> MonoCut:
+    """A cut without audio, for what reads ids, texts and durations only."""
+    supervision = SupervisionSegment(utt_id, utt_id, 0.0, seconds, text=text)
+    return MonoCut(utt_id, start=0.0, duration=seconds, channel=0, supervisions=[supervision])
 
 
 def _from_results(

@@ -34,9 +34,10 @@ def trained_banded_loss_gap(results: Path, width: int, margin: int) -> Measureme
         ValueError: when there is no such student.
     """
     tokenizer = Tokenizer(results / "tokenizer" / "tokenizer.model")
-    path, config = next(_students(results), (None, None))
-    if path is None or config is None:
+    found = next(_students(results), None)
+    if found is None:
         raise ValueError(f"{results}/systems: no trained student that learns from paths and does not stream")
+    path, config = found
     model: Transducer = load_model(path, tokenizer).eval()
     index = results / "targets" / config.target_sets[0] / "train" / "index.json"
     store = TargetStore(index, tokenizer.sha256, tokenizer.vocab_size)

@@ -116,13 +116,17 @@ def small_lm(vocab: int) -> Ngram:
     return built(estimate([[w for w in sentence if w in pieces] for sentence in sentences], 3), pieces)
 
 
-@settings(deadline=None, max_examples=25)
-@given(
+# a seed, frames of each utterance, max_symbols, predictor
+SEARCHED = (
     st.integers(0, 1000),
     st.lists(st.integers(1, 20), min_size=1, max_size=4),
     st.integers(1, 3),
     st.sampled_from(["lstm", "stateless"]),
 )
+
+
+@settings(deadline=None, max_examples=25)
+@given(*SEARCHED)
 def test_greedy_is_its_twin(seed: int, lengths: list[int], max_symbols: int, kind: str) -> None:
     model = make(seed, kind=kind)
     enc_BTE, lengths_B = some_speech(seed, lengths)
@@ -160,13 +164,7 @@ def test_a_wide_beam_finds_every_label_sequence_with_its_full_sum(seed: int, lm_
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    st.integers(0, 1000),
-    st.lists(st.integers(1, 20), min_size=1, max_size=4),
-    st.integers(1, 3),
-    st.sampled_from(["lstm", "stateless"]),
-    st.sampled_from([math.inf, 6.0]),
-)
+@given(*SEARCHED, st.sampled_from([math.inf, 6.0]))
 def test_a_beam_of_one_is_greedy(seed: int, lengths: list[int], max_symbols: int, kind: str, threshold: float) -> None:
     model = make(seed, kind=kind)
     enc_BTE, lengths_B = some_speech(seed, lengths)
