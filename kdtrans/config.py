@@ -294,6 +294,8 @@ class ConformerConfig(Section):
     """Width of the depthwise convolution, frames of 40 ms; odd."""
     subsampling_channels: Size = 16
     dropout: Fraction = 0.05
+    frequency_warp: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Widest random change of the frequency axis in training (VTLP), as a fraction; 0: none."""
     streaming: StreamingConfig | None = None
     """null: the whole utterance is seen at once; {}: a streaming encoder with the defaults."""
 

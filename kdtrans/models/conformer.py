@@ -24,6 +24,7 @@ from kdtrans.contracts import FRAME_SHIFT_MS
 from kdtrans.models.features import log_mel
 from kdtrans.models.masking import mask
 from kdtrans.models.transducer import Encoder
+from kdtrans.models.warp import warp_frequency
 
 MEL_CHANNELS = 80
 FEATURE_SHIFT_MS = 10.0
@@ -36,6 +37,7 @@ class ConformerEncoder(Encoder):
     def __init__(self, config: ConformerConfig, masking: MaskingConfig) -> None:
         super().__init__()
         self.dim, self.masking, self.streaming = config.dim, masking, config.streaming
+        self.frequency_warp = config.frequency_warp
         self._chunk_ms = config.streaming.chunk_ms if config.streaming else None
         self.subsampling = Subsampling(config.subsampling_channels, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -73,6 +75,8 @@ class ConformerEncoder(Encoder):
         A streaming encoder in training mode draws its chunk size by torch's global CPU generator.
         """
         if self.training:
+            if self.frequency_warp > 0.0:
+                features_BFC = warp_frequency(features_BFC, self.frequency_warp)
             features_BFC = mask(features_BFC, lengths_B, self.masking, FEATURE_SHIFT_MS)
         x_BTD, lengths_B = self.subsampling(features_BFC, lengths_B)
         x_BTD = self.dropout(x_BTD)

@@ -17,6 +17,7 @@ from kdtrans.contracts import SAMPLE_RATE
 # constant works for streaming and for unseen corpora alike; the first layers learn the rest.
 LOG_MEL_MEAN, LOG_MEL_SCALE = -6.0, 4.0
 SHORTEST = SAMPLE_RATE // 100
+LOWEST_HZ, HIGHEST_HZ = 20.0, 7600.0  # Kaldi's, of the filters
 
 
 @torch.no_grad()
@@ -37,4 +38,11 @@ def _filterbank(channels: int) -> Any:
     # No part of any model: it is constant, and its buffers have no business in a checkpoint.
     from lhotse.features.kaldi.layers import Wav2LogFilterBank
 
-    return Wav2LogFilterBank(sampling_rate=SAMPLE_RATE, num_filters=channels, snip_edges=False, dither=0.0)
+    return Wav2LogFilterBank(
+        sampling_rate=SAMPLE_RATE,
+        num_filters=channels,
+        low_freq=LOWEST_HZ,
+        high_freq=HIGHEST_HZ,
+        snip_edges=False,
+        dither=0.0,
+    )
