@@ -208,7 +208,7 @@ def banded_loss_gap() -> Measurement:
         return logits_CV
 
     enc = enc.double()
-    blank, label, _ = node_log_probs(join(enc[:, :, None], pred[:, None].expand(-1, T, -1, -1)), labels)
+    blank, label = node_log_probs(join(enc[:, :, None], pred[:, None].expand(-1, T, -1, -1)), labels)
     path, _ = viterbi(blank, label, labels, frames, lengths)
     emission = torch.stack([nodes(one)[0][one != BLANK] for one in path])
     full, banded = (

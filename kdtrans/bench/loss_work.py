@@ -27,7 +27,7 @@ from kdtrans.losses.band import path_band
 from kdtrans.losses.fused import fused_transducer_loss
 from kdtrans.losses.grid import Cells
 from kdtrans.losses.transducer import transducer_loss
-from kdtrans.models.transducer import Joiner
+from kdtrans.models.transducer import Joiner, SimpleJoiner
 
 J, WIDTH, MARGIN = 256, 5, 4
 PRUNED = "_pruned"  # behind the name of the library whose pruned loss it is
@@ -50,8 +50,9 @@ def make_work(name: str, size: Size) -> Work:
     """One loss on random inputs, the same for all losses of a size.
 
     Args:
-        name: logits given: a backend; with the joiner in front: unfused, chunked (fused, the whole grid), banded (along
-            a path), or BACKEND_pruned, which is given the simple joiner's two inputs, projected already.
+        name: logits given: a backend; with the joiner in front, on projected encoder and predictor outputs: unfused,
+            chunked (fused, the whole grid), banded (along a path), or BACKEND_pruned, whose simple joiner has
+            projections of its own, which are part of it as they are of a training step (E = J).
         size: of the batch.
 
     Raises:
@@ -67,7 +68,6 @@ def make_work(name: str, size: Size) -> Work:
     joiner = Joiner(1, 1, J, V)
     parameters = tuple(joiner.output.parameters())
     enc, pred = torch.randn(B, T, J, requires_grad=True), torch.randn(B, U + 1, J, requires_grad=True)
-    simple = torch.randn(B, T, V, requires_grad=True), torch.randn(B, U + 1, V, requires_grad=True)
     emission = torch.randint(T, (B, U)).sort(1).values
 
     def unfused() -> Tensor:
@@ -85,11 +85,13 @@ def make_work(name: str, size: Size) -> Work:
         return lambda: fused(name == "banded")
     if not name.endswith(PRUNED):
         raise ValueError(f"there is no loss '{name}'")
-    two_losses = pruned_loss(name.removesuffix(PRUNED))
+    two_losses, simple_joiner = pruned_loss(name.removesuffix(PRUNED)), SimpleJoiner(J, J, V)
+    outputs = torch.randn(B, T, J, requires_grad=True), torch.randn(B, U + 1, J, requires_grad=True)
+    learnt = (enc, pred, *outputs, *simple_joiner.parameters(), *parameters)
 
     def pruned() -> Tensor:
-        simple_B, pruned_B = two_losses(joiner, parameters, enc, pred, *simple, *grid, width=WIDTH)
-        return torch.autograd.grad((simple_B + pruned_B).sum(), (enc, pred, *simple, *parameters))[0]
+        simple_B, pruned_B = two_losses(joiner, parameters, enc, pred, *simple_joiner(*outputs), *grid, width=WIDTH)
+        return torch.autograd.grad((simple_B + pruned_B).sum(), learnt)[0]
 
     return pruned
 

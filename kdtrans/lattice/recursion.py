@@ -35,33 +35,72 @@ def forward_scores(blank_BTU: Tensor, label_BTU: Tensor) -> Tensor:
 
 @torch.no_grad()
 def forward_backward_scores(
-    blank_BTU: Tensor, label_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor
+    blank_BTU: Tensor, label_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor, starts_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """alpha as `forward_scores`, and beta (B, T + 1, U + 1), fp64: log-sum of all paths from each node to the end.
 
     Row T_b of an utterance with T_b frames is the end itself: 0 at u = U_b. Nodes off an utterance's grid are
-    impossible. beta is the alpha of the grid read from its end, so that one loop over frames makes both.
-    """
-    blank, label = blank_BTU.double(), label_BTU.double()
-    batch, num_frames, columns = blank.shape
-    device = blank.device
-    # Node (t, u) is (T_b - 1 - t, U_b - u) from the end, and an arc is weighted where it arrives, not where it leaves.
-    t_BT = frames_B[:, None] - 1 - torch.arange(num_frames, device=device)
-    u_BU = lengths_B[:, None] - torch.arange(columns, device=device)
-    rows_B11 = torch.arange(batch, device=device)[:, None, None]
-    before_BT1, at_BT1 = (t_BT - 1).clamp(min=0)[:, :, None], t_BT.clamp(min=0)[:, :, None]
-    from_end_blank = blank[rows_B11, before_BT1, u_BU.clamp(min=0)[:, None]]
-    from_end_label = label[rows_B11, at_BT1, (u_BU[:, :-1] - 1).clamp(min=0)[:, None]]
-    both = _accumulate(torch.cat([blank, from_end_blank]), torch.cat([label, from_end_label]))
-    alpha, from_end = both[:batch], both[batch:]
+    impossible in beta. log P(y | x) is beta at (0, 0), too.
 
-    last = (torch.arange(batch, device=device), frames_B - 1, lengths_B)
-    read_back = from_end[rows_B11, at_BT1, u_BU.clamp(min=0)[:, None]] + blank[last][:, None, None]
-    on_grid = (t_BT >= 0)[:, :, None] & (u_BU >= 0)[:, None]
-    beta = blank.new_full((batch, num_frames + 1, columns), IMPOSSIBLE)
-    beta[:, :num_frames] = torch.where(on_grid, read_back, IMPOSSIBLE)
-    beta[last[0], frames_B, lengths_B] = 0.0
-    return alpha, beta
+    Where paths keep to a band, `starts_BT` says where: then the columns of row t are the nodes from u = starts_BT[b, t]
+    on, and nothing outside is computed. A row's columns have to hold the band; of those that it has not, blank is
+    impossible.
+
+    Args:
+        blank_BTU: log-probability of blank, (B, T, U + 1).
+        label_BTU: log-probability of the next label, (B, T, U).
+        frames_B: frames of each utterance.
+        lengths_B: labels of each utterance.
+        starts_BT: the u of each row's first column, never falling from row to row, constant from an utterance's last
+            frame on; None: 0.
+    """
+    blank, label = _closed(blank_BTU.double(), label_BTU.double(), frames_B, lengths_B, starts_BT)
+    climb_BT = None if starts_BT is None else F.pad(starts_BT.diff(dim=1), (0, 1))  # from each row to the next one
+    back_BT = None if climb_BT is None else climb_BT.flip(1)
+    # beta is the alpha of the grid read from its end, so that one loop over frames makes both. An arc is weighted in
+    # the row that it leaves: that is where it arrives when read from the end.
+    up, down = F.pad(label.cumsum(2), (1, 0, 0, 1)), F.pad(label.flip(1, 2).cumsum(2), (1, 0, 1, 0))
+    forward = _climbed(blank + up[:, :-1], climb_BT) - up[:, 1:]
+    backward = blank.flip(1, 2) + _climbed(down[:, :-1], back_BT) - down[:, 1:]
+    climbs = None if climb_BT is None else torch.cat([climb_BT, climb_BT.flip(1)])
+    alpha, beta = (_log_sums(torch.cat([forward, backward]), climbs) + torch.cat([up, down])).chunk(2)
+    # From the end on labels are free, as they are off the grid, but only U_b is the end.
+    ended_BT1 = (torch.arange(beta.shape[1], device=beta.device) >= frames_B[:, None])[:, :, None]
+    rows_BT = None if starts_BT is None else torch.cat([starts_BT, starts_BT[:, -1:]], 1)
+    is_no_end = ended_BT1 & (_labels_before(rows_BT, beta) != lengths_B[:, None, None])
+    return alpha[:, :-1], beta.flip(1, 2).masked_fill_(is_no_end, IMPOSSIBLE)
+
+
+def _labels_before(starts_BT: Tensor | None, rows_BTU: Tensor) -> Tensor:
+    """u of every column, (B, T, U + 1) or (U + 1,)."""
+    column_U = torch.arange(rows_BTU.shape[2], device=rows_BTU.device)
+    return column_U if starts_BT is None else starts_BT[:, :, None] + column_U
+
+
+def _closed(
+    blank: Tensor, label: Tensor, frames_B: Tensor, lengths_B: Tensor, starts_BT: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The arcs without those that lead off the grid or do not end at u = U_b; from the end on, blank is free there.
+
+    So all utterances end in the last row. Labels off the grid are free: an impossible one would swallow the sums of the
+    labels before it, and without blanks it leads nowhere.
+    """
+    t_T, u_BTU = torch.arange(blank.shape[1], device=blank.device), _labels_before(starts_BT, blank)
+    length_B11, last_B1 = lengths_B[:, None, None], frames_B[:, None] - 1
+    is_open = torch.where((t_T < last_B1)[:, :, None], u_BTU <= length_B11, u_BTU == length_B11)
+    beyond_BT1 = (t_T > last_B1)[:, :, None]
+    blank = blank.masked_fill(beyond_BT1, 0.0).masked_fill(~is_open, IMPOSSIBLE)
+    return blank, label.masked_fill(beyond_BT1 | (u_BTU >= length_B11)[..., :-1], 0.0)
+
+
+def _climbed(rows_BTU: Tensor, climb_BT: Tensor | None) -> Tensor:
+    """Each row in the columns of the next one, which begin `climb_BT` higher; impossible where it has none."""
+    if climb_BT is None:
+        return rows_BTU
+    columns = rows_BTU.shape[2]
+    column_BTU = climb_BT[:, :, None] + torch.arange(columns, device=rows_BTU.device)
+    found = rows_BTU.gather(2, column_BTU.clamp(max=columns - 1))
+    return found.masked_fill(column_BTU >= columns, IMPOSSIBLE)
 
 
 def total_score(alpha_BTU: Tensor, blank_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor) -> Tensor:
@@ -122,16 +161,24 @@ def _steps(blank: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return blank[:, :-1] + offset_BTU[:, :-1] - offset_BTU[:, 1:], offset_BTU
 
 
-def _log_sums(steps_BTU: Tensor) -> Tensor:
-    """alpha - c (B, T, U + 1)."""
-    if kernel := _kernel_for(steps_BTU):
+def _log_sums(steps_BTU: Tensor, climb_BT: Tensor | None = None) -> Tensor:
+    """alpha - c (B, T, U + 1); with `climb_BT` (B, T - 1), columns begin so much higher from row to row."""
+    kernel = _kernel_for(steps_BTU) if climb_BT is None else None
+    if kernel:
         sums_BTU: Tensor = kernel.log_sums(steps_BTU)
         return sums_BTU
     above_BU = steps_BTU.new_zeros(steps_BTU.shape[0], steps_BTU.shape[2])
-    frames = [above_BU]
-    for step_BU in steps_BTU.transpose(0, 1).contiguous():
-        above_BU = (above_BU + step_BU).logcumsumexp(1)
-        frames.append(above_BU)
+    frames, steps_TBU = [above_BU], steps_BTU.transpose(0, 1).contiguous()
+    if climb_BT is None:
+        for step_BU in steps_TBU:
+            above_BU = (above_BU + step_BU).logcumsumexp(1)
+            frames.append(above_BU)
+    else:
+        columns = steps_BTU.shape[2]
+        column_TBU = climb_BT.T[:, :, None] + torch.arange(columns, device=climb_BT.device)
+        for step_BU, column_BU in zip(steps_TBU, column_TBU.clamp(max=columns - 1), strict=True):
+            above_BU = above_BU.gather(1, column_BU).add_(step_BU).logcumsumexp(1)
+            frames.append(above_BU)
     return torch.stack(frames, 1)
 
 

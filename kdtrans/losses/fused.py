@@ -1,10 +1,13 @@
 """The transducer loss from the joiner's inputs: the T x U x V logits never exist.
 
 The nodes of all utterances' grids, or of a band in them (losses/band.py), are joined a chunk at a time; padding and
-what lies outside the band are never joined. Forward keeps three numbers a node and runs the fp64 lattice over them.
-Backward joins those nodes again that paths visit with a posterior above rounding, which are few in a trained model's
-grid, and feeds each chunk the closed-form gradient of its logits: only one chunk of logits and its gradient exist (by
-utterances: arXiv 2211.16270; here by nodes, however long an utterance is).
+what lies outside the band are never joined. Forward keeps two numbers a node and runs the fp64 lattice over them
+(node_lattice.py). Backward joins those nodes again that paths visit with a posterior above rounding, which are few in a
+trained model's grid, and feeds each chunk the closed-form gradient of its logits: only one chunk of logits and its
+gradient exist (by utterances: arXiv 2211.16270; here by nodes, however long an utterance is).
+
+A band, or the grid of a small batch, has so few nodes that they may all be kept as they were joined. Where paths visit
+most of them, as an untrained model's do, backward takes them from there.
 
 Nodes are gathered one by one, not joined by rectangles of frames and labels: measured on a CPU, rectangles are
 13 % faster for the full grid, but bands are none, and short utterances fill no chunk.
@@ -15,27 +18,22 @@ nodes of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdtrans.lattice.recursion import IMPOSSIBLE, forward_backward_scores, forward_scores, total_score
 from kdtrans.losses.distillation import Join, widened
 from kdtrans.losses.grid import Cells, next_labels, real_cells
-from kdtrans.losses.transducer import (
-    arc_posteriors,
-    check_grid,
-    check_labels,
-    node_gradient,
-    node_scores,
-    on_grid,
-    penalised,
-)
+from kdtrans.losses.node_lattice import NodeLattice
+from kdtrans.losses.transducer import check_grid, check_labels, node_gradient, node_scores
 
-CHUNK = 2048  # nodes: 4 MB of logits at V = 500, which a CPU's cache holds; on CUDA more keeps the device busy
+CHUNK = 512  # nodes: 1 MB of logits at V = 500, which stays in the cache of a CPU's core
+CUDA_CHUNK = 32 * CHUNK  # a device wants more at once; not measured
+KEPT = 32 * CHUNK  # nodes: 32 MB of logits at V = 500, beside what the joiner keeps of its own
+MOSTLY = 2 / 3  # share of visited nodes from which that pays: joining is one part, its gradient two
 
 
 def fused_transducer_loss(
@@ -50,7 +48,8 @@ def fused_transducer_loss(
     fastemit: float = 0.0,
     delay_penalty: float = 0.0,
     band_BTU: Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
+    kept: int = KEPT,
 ) -> Tensor:
     """`transducer_loss(join(enc_BTJ[:, :, None], pred_BUJ[:, None]), ...)`, value and gradient, without that grid.
 
@@ -67,7 +66,8 @@ def fused_transducer_loss(
         delay_penalty: nats a frame.
         band_BTU: nodes that paths may visit, (B, T, U + 1), contiguous along U (`path_band`); None: all. The loss sums
             over fewer paths then, and is never smaller than the full one.
-        chunk: nodes joined at once.
+        chunk: nodes joined at once; None: what the device likes.
+        kept: nodes that may be kept as they were joined, for the gradient; a batch that has more keeps none.
 
     Returns:
         Loss of each utterance (B,), nats, fp32 or wider, differentiable in encoder, predictor and parameters.
@@ -81,10 +81,20 @@ def fused_transducer_loss(
         raise ValueError(
             f"band_BTU is {tuple(band_BTU.shape)}, expected {shape} for these encoder and predictor outputs"
         )
-    lattice = _Lattice(labels_BU, frames_B, lengths_B, fastemit, delay_penalty, band_BTU)
+    # On CUDA one kernel runs over all frames of a row's every column (lattice/kernel.py).
+    lattice = NodeLattice.of(
+        *(labels_BU, frames_B, lengths_B, shape[1], delay_penalty, band_BTU), whole_rows=enc_BTJ.is_cuda
+    )
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    loss: Tensor = _FusedLoss.apply(join, lattice, chunk, enc_BTJ, pred_BUJ, *trained)
+    check = partial(check_labels, labels_BU)
+    chunk = chunk or chunk_on(enc_BTJ.device)
+    loss: Tensor = _FusedLoss.apply(join, check, lattice, fastemit, chunk, kept, enc_BTJ, pred_BUJ, *trained)
     return loss
+
+
+def chunk_on(device: torch.device) -> int:
+    """Nodes to join at once."""
+    return CUDA_CHUNK if device.type == "cuda" else CHUNK
 
 
 @torch.no_grad()
@@ -108,60 +118,10 @@ def arc_scores(
     next_N = next_labels(labels_BU, lengths_B, cells)
     blank_BTU = torch.zeros(*enc_BTJ.shape[:2], pred_BUJ.shape[1], device=enc_BTJ.device)
     label_BTU = torch.zeros_like(blank_BTU)
-    for b_C, t_C, u_C, next_C in zip(*(part.split(CHUNK) for part in (*cells, next_N)), strict=True):
-        blank_C, label_C, _ = node_scores(join(enc_BTJ[b_C, t_C], pred_BUJ[b_C, u_C]), next_C)
+    for b_C, t_C, u_C, next_C in zip(*(part.split(chunk_on(enc_BTJ.device)) for part in (*cells, next_N)), strict=True):
+        blank_C, label_C = node_scores(join(enc_BTJ[b_C, t_C], pred_BUJ[b_C, u_C]), next_C)
         blank_BTU[b_C, t_C, u_C], label_BTU[b_C, t_C, u_C] = blank_C, label_C
     return blank_BTU, label_BTU[:, :, :-1]
-
-
-@dataclass(frozen=True)
-class _Lattice:
-    """All of the loss but the scores of its nodes."""
-
-    labels_BU: Tensor
-    frames_B: Tensor
-    lengths_B: Tensor
-    fastemit: float
-    delay_penalty: float
-    band_BTU: Tensor | None
-
-    def cells(self, num_frames: int, columns: int) -> Cells:
-        """The nodes to join."""
-        open_BTU = on_grid(self.frames_B, self.lengths_B, num_frames, columns)
-        if self.band_BTU is not None:
-            open_BTU = open_BTU & self.band_BTU
-        return Cells(*open_BTU.nonzero(as_tuple=True))
-
-    def spread(self, cells: Cells, blank_N: Tensor, label_N: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Scores of the blank (B, T, U + 1) and label arcs (B, T, U), fp64; no path of the lattice leaves the band.
-
-        Off the band, blank is impossible, but labels are free: they only lead up within their frame, and an impossible
-        one would swallow the sums of the labels before it (lattice/recursion.py). So two arcs keep paths inside: blank
-        off the band, above it, and blank that leads off the band, below it.
-        """
-        blank_BTU = blank_N.new_full(shape, IMPOSSIBLE, dtype=torch.float64)
-        label_BTU = blank_N.new_zeros(shape, dtype=torch.float64)
-        blank_BTU[tuple(cells)] = blank_N.double()
-        label_BTU[tuple(cells)] = label_N.double()
-        if self.band_BTU is not None:
-            leaves_BTU = on_grid(self.frames_B, self.lengths_B, *shape[1:])[:, 1:] & ~self.band_BTU[:, 1:]
-            blank_BTU[:, :-1].masked_fill_(leaves_BTU, IMPOSSIBLE)
-        return blank_BTU, penalised(label_BTU[:, :, :-1], self.frames_B, self.delay_penalty)
-
-    def total(self, blank_BTU: Tensor, label_BTU: Tensor) -> Tensor:
-        """log P(labels) (B,)."""
-        return total_score(forward_scores(blank_BTU, label_BTU), blank_BTU, self.frames_B, self.lengths_B)
-
-    def total_and_arcs(
-        self, blank_BTU: Tensor, label_BTU: Tensor, cells: Cells, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """log P(labels) (B,), and the posteriors of the cells' blank and label arcs (N,), as the gradient has them."""
-        lengths = (self.frames_B, self.lengths_B)
-        alpha, beta = forward_backward_scores(blank_BTU, label_BTU, *lengths)
-        total = total_score(alpha, blank_BTU, *lengths)
-        blank_arc, label_arc = arc_posteriors(*lengths, blank_BTU, label_BTU, alpha, beta, total, dtype)
-        label_arc = torch.nn.functional.pad(label_arc, (0, 1))
-        return total, blank_arc[tuple(cells)], label_arc[tuple(cells)] * (1.0 + self.fastemit)
 
 
 class _Joined(NamedTuple):
@@ -203,58 +163,72 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, join: Join, lattice: _Lattice, chunk: int, enc: Tensor, pred: Tensor, *parameters: Tensor
+        ctx: Any,
+        join: Join,
+        check: Callable[[int], None],
+        lattice: NodeLattice,
+        fastemit: float,
+        chunk: int,
+        most_kept: int,
+        enc: Tensor,
+        pred: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
-        shape = (*enc.shape[:2], pred.shape[1])
-        cells = lattice.cells(*shape[1:])
-        next_N = next_labels(lattice.labels_BU, lattice.lengths_B, cells)
-        joining = _Joining.of(join, enc, pred, cells, chunk)
+        joining = _Joining.of(join, enc, pred, lattice.cells, chunk)
         learns = any(ctx.needs_input_grad)
+        keeps = learns and len(lattice.next_N) <= most_kept
+        kept: list[_Joined] = []
         # One buffer for all chunks: small ones that outlive their chunk would keep its memory from being used again.
-        scores_3N = enc.new_empty((3, len(next_N)), dtype=torch.promote_types(enc.dtype, torch.float32))
+        scores_2N = enc.new_empty((2, len(lattice.next_N)), dtype=torch.promote_types(enc.dtype, torch.float32))
         # Not no_grad: autocast would keep weights cast without a gradient, and hand them to whoever joins next.
         with torch.set_grad_enabled(learns):
             for nodes in joining.chunks():
-                logits_CV = joining.joined(nodes).logits_CV.detach()
+                joined = joining.joined(nodes)
                 if nodes.start == 0:  # V shows here first
-                    check_labels(lattice.labels_BU, logits_CV.shape[1])
-                scores_3N[:, nodes] = node_scores(logits_CV, next_N[nodes])
-                del logits_CV  # or two chunks were there while the next one is joined
-        blank_N, label_N, normaliser_N = scores_3N
-        arcs = lattice.spread(cells, blank_N, label_N, shape)
-        if not learns:
-            return -lattice.total(*arcs).to(normaliser_N.dtype)
-        total, blank_arc_N, label_arc_N = lattice.total_and_arcs(*arcs, cells, normaliser_N.dtype)
-        ctx.join, ctx.chunk, ctx.parameters = join, chunk, parameters
-        visited_N = (blank_arc_N > 0) | (label_arc_N > 0)
-        at_nodes = (*cells, next_N, normaliser_N, blank_arc_N, label_arc_N)
-        ctx.save_for_backward(enc, pred, *(value_N[visited_N] for value_N in at_nodes))
-        return -total.to(normaliser_N.dtype)
+                    check(joined.logits_CV.shape[1])
+                scores_2N[:, nodes] = node_scores(joined.logits_CV.detach(), lattice.next_N[nodes])
+                if keeps:
+                    kept.append(joined)
+                del joined  # or two chunks were there while the next one is joined
+        total, blank_arc_N, label_arc_N = lattice.total_and_arcs(*scores_2N)
+        if learns:
+            visited_N = (blank_arc_N > 0) | (label_arc_N > 0)
+            if kept and visited_N.count_nonzero() > MOSTLY * len(visited_N):
+                visited_N.fill_(True)
+            else:
+                kept = []
+            ctx.join, ctx.chunk, ctx.parameters, ctx.kept = join, chunk, parameters, kept
+            at_nodes = (*lattice.cells, lattice.next_N, blank_arc_N, label_arc_N * (1.0 + fastemit))
+            ctx.save_for_backward(enc, pred, *(value_N[visited_N] for value_N in at_nodes))
+        return -total.to(scores_2N.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        enc, pred, *indices, next_N, normaliser_N, blank_arc_N, label_arc_N = ctx.saved_tensors
+        enc, pred, *indices, next_N, blank_arc_N, label_arc_N = ctx.saved_tensors
         cells = Cells(*indices)
         joining = _Joining.of(ctx.join, enc, pred, cells, ctx.chunk)
         weight_N = grad_outputs[0][cells.utterance_N]
-        at_nodes = (next_N, normaliser_N, blank_arc_N * weight_N, label_arc_N * weight_N)
+        at_nodes = (next_N, blank_arc_N * weight_N, label_arc_N * weight_N)
         # Sums over many nodes: narrow ones would lose most of them.
         enc_grad = torch.zeros_like(widened(joining.enc_FJ))
         pred_grad = torch.zeros_like(widened(joining.pred_PJ))
         sums: list[Tensor | None] = [None] * len(ctx.parameters)
 
-        def add_chunk(nodes: slice) -> None:  # a function, so that nothing of a chunk is there while the next is joined
+        def add_chunk(place: int, nodes: slice) -> None:  # so that nothing of a chunk is there while the next is joined
             with torch.enable_grad():
-                joined = joining.joined(nodes)
+                joined = ctx.kept[place] if ctx.kept else joining.joined(nodes)
             gradient = node_gradient(joined.logits_CV.detach(), *(value_N[nodes] for value_N in at_nodes))
             gradient = gradient.to(joined.logits_CV.dtype)
             inputs = (joined.enc_CJ, joined.pred_CJ, *ctx.parameters)
-            enc_part, pred_part, *parts = torch.autograd.grad(joined.logits_CV, inputs, gradient, allow_unused=True)
+            enc_part, pred_part, *parts = torch.autograd.grad(
+                joined.logits_CV, inputs, gradient, allow_unused=True, retain_graph=bool(ctx.kept)
+            )
             enc_grad.index_add_(0, joining.frame_N[nodes], enc_part.to(enc_grad.dtype))
             pred_grad.index_add_(0, joining.column_N[nodes], pred_part.to(pred_grad.dtype))
             sums[:] = [new if old is None else old.add_(new) for old, new in zip(sums, parts, strict=True)]
 
-        for nodes in joining.chunks():
-            add_chunk(nodes)
-        return None, None, None, enc_grad.view_as(enc).to(enc.dtype), pred_grad.view_as(pred).to(pred.dtype), *sums
+        for place, nodes in enumerate(joining.chunks()):
+            add_chunk(place, nodes)
+        gradients = (enc_grad.view_as(enc).to(enc.dtype), pred_grad.view_as(pred).to(pred.dtype), *sums)
+        return None, None, None, None, None, None, *gradients

@@ -23,7 +23,7 @@ from kdtrans.contracts import BLANK
 from kdtrans.lattice.recursion import forward_backward_scores, total_score
 from kdtrans.losses.band import occupation_band
 from kdtrans.losses.distillation import Join
-from kdtrans.losses.fused import CHUNK, fused_transducer_loss
+from kdtrans.losses.fused import fused_transducer_loss
 from kdtrans.losses.transducer import arc_posteriors, check_grid, check_labels, penalised
 
 
@@ -42,7 +42,7 @@ def pruned_transducer_loss(
     smoothing: float = 0.25,
     fastemit: float = 0.0,
     delay_penalty: float = 0.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of the simple joiner, and that of `join` in the band where the simple one has its mass.
 
@@ -61,7 +61,7 @@ def pruned_transducer_loss(
             simple loss is a transducer loss, and that of the added logits.
         fastemit: scales the gradient through label arcs, in both losses.
         delay_penalty: nats a frame, in both losses.
-        chunk: nodes joined at once.
+        chunk: nodes joined at once; None: what the device likes.
 
     Returns:
         Loss of the simple joiner and of the pruned one, (B,) each, nats, fp32 or wider.

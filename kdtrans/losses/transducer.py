@@ -57,8 +57,8 @@ def transducer_loss(
     return loss
 
 
-def node_log_probs(logits_BTUV: Tensor, labels_BU: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of blank (B, T, U + 1) and of the next label (B, T, U), and the log-normaliser (B, T, U + 1).
+def node_log_probs(logits_BTUV: Tensor, labels_BU: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs of blank (B, T, U + 1) and of the next label (B, T, U), fp32 or wider.
 
     Only these are read off the logits, a slice of nodes at a time: a normalised copy of the grid is never made. They
     carry no gradient.
@@ -67,33 +67,30 @@ def node_log_probs(logits_BTUV: Tensor, labels_BU: Tensor) -> tuple[Tensor, Tens
     next_N = _next_labels(labels_BU, logits_BTUV.shape[1])
     # One buffer for all slices: small ones that outlive their slice would keep its memory from being used again.
     dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-    scores_3N = torch.empty((3, len(next_N)), dtype=dtype, device=logits_NV.device)
+    scores_2N = torch.empty((2, len(next_N)), dtype=dtype, device=logits_NV.device)
     for nodes in _slices(logits_NV):
-        scores_3N[:, nodes] = node_scores(logits_NV[nodes], next_N[nodes])
-    blank, label, normaliser = scores_3N.view(3, *logits_BTUV.shape[:3])
-    return blank, label[:, :, :-1], normaliser
+        scores_2N[:, nodes] = node_scores(logits_NV[nodes], next_N[nodes])
+    blank, label = scores_2N.view(2, *logits_BTUV.shape[:3])
+    return blank, label[:, :, :-1]
 
 
 def node_scores(logits_CV: Tensor, next_C: Tensor) -> Tensor:
-    """Log-probs of blank and of the next label, and the log-normaliser, (3, C), fp32 or wider."""
-    logits_CV = widened(logits_CV)
-    normaliser_C = logits_CV.logsumexp(1)
-    label_C = logits_CV.gather(1, next_C[:, None])[:, 0]
-    return torch.stack([logits_CV[:, BLANK] - normaliser_C, label_C - normaliser_C, normaliser_C])
+    """Log-probs of blank and of the next label, (2, C), fp32 or wider."""
+    # Measured on a CPU: in half of the time of logsumexp, which passes over the classes four times.
+    logp_CV = widened(logits_CV).log_softmax(1)
+    return torch.stack([logp_CV[:, BLANK], logp_CV.gather(1, next_C[:, None])[:, 0]])
 
 
-def node_gradient(
-    logits_CV: Tensor, next_C: Tensor, normaliser_C: Tensor, blank_arc_C: Tensor, label_arc_C: Tensor
-) -> Tensor:
+def node_gradient(logits_CV: Tensor, next_C: Tensor, blank_arc_C: Tensor, label_arc_C: Tensor) -> Tensor:
     """d loss / d logits (C, V) = P(k | t, u) x occupancy(t, u) - posterior of the arc (t, u, k), fp32 or wider."""
-    gradient_CV = (logits_CV - normaliser_C[:, None]).exp_()
+    gradient_CV = widened(logits_CV).softmax(1)
     gradient_CV *= (blank_arc_C + label_arc_C)[:, None]
     gradient_CV[:, BLANK] -= blank_arc_C
     return gradient_CV.scatter_add_(1, next_C[:, None], -label_arc_C[:, None])
 
 
 class _TransducerLoss(torch.autograd.Function):
-    """Forward keeps three numbers a node; backward makes the gradient from the logits, which are given, by slices."""
+    """Forward keeps two numbers a node; backward makes the gradient from the logits, which are given, by slices."""
 
     @staticmethod
     def forward(
@@ -105,25 +102,25 @@ class _TransducerLoss(torch.autograd.Function):
         fastemit: float,
         delay_penalty: float,
     ) -> Tensor:
-        blank, label, normaliser = node_log_probs(logits, labels)
+        blank, label = node_log_probs(logits, labels)
+        dtype = blank.dtype
         label = penalised(label, frames, delay_penalty)
         if ctx.needs_input_grad[0]:
             alpha, beta = forward_backward_scores(blank, label, frames, lengths)
             total = total_score(alpha, blank, frames, lengths)
-            arcs = arc_posteriors(frames, lengths, blank, label, alpha, beta, total, normaliser.dtype)
-            ctx.save_for_backward(logits, labels, normaliser, arcs[0], arcs[1] * (1.0 + fastemit))
+            arcs = arc_posteriors(frames, lengths, blank, label, alpha, beta, total, dtype)
+            ctx.save_for_backward(logits, labels, arcs[0], arcs[1] * (1.0 + fastemit))
         else:
             total = total_score(forward_scores(blank, label), blank, frames, lengths)
-        return -total.to(normaliser.dtype)
+        return -total.to(dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, normaliser, blank_arc, label_arc = ctx.saved_tensors
+        logits, labels, blank_arc, label_arc = ctx.saved_tensors
         logits_NV, weight = logits.flatten(0, 2), grad_outputs[0][:, None, None]
         at_nodes = (
             _next_labels(labels, logits.shape[1]),
-            normaliser.flatten(),
             (blank_arc * weight).flatten(),
             F.pad(label_arc * weight, (0, 1)).flatten(),
         )
@@ -171,20 +168,27 @@ def arc_posteriors(
     total: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Posterior of every blank arc (B, T, U + 1) and every label arc (B, T, U) of the lattice, in the logits' dtype.
-
-    Every frame carries a mass of 1, so that arcs far below its rounding are lost in any sum over them: they are 0 here.
-    As they are, they would be most of a grid, and make gradients subnormal, which a CPU multiplies many times slower.
-    """
+    """Posterior of every blank arc (B, T, U + 1) and every label arc (B, T, U) of the lattice, in the logits' dtype."""
     num_frames, columns = blank.shape[1:]
     real = on_grid(frames, lengths, num_frames, columns)
     reach = alpha - total[:, None, None]
     # A label arc cannot leave the last column of its utterance.
     has_label = real[:, :, :-1] & (torch.arange(columns - 1, device=blank.device) < lengths[:, None])[:, None]
-    least = math.log(torch.finfo(dtype).eps / 128)
     blank_arc, label_arc = reach + blank + beta[:, 1:], reach[:, :, :-1] + label + beta[:, :-1, 1:]
-    blank_arc = blank_arc.masked_fill(~real | (blank_arc < least), -torch.inf).exp()
-    return blank_arc.to(dtype), label_arc.masked_fill(~has_label | (label_arc < least), -torch.inf).exp().to(dtype)
+    return (
+        posterior(blank_arc.masked_fill(~real, -torch.inf), dtype),
+        posterior(label_arc.masked_fill(~has_label, -torch.inf), dtype),
+    )
+
+
+def posterior(log_posterior: Tensor, dtype: torch.dtype) -> Tensor:
+    """exp, in the logits' dtype, and 0 for what is far below its rounding of a frame's mass, which is 1.
+
+    Such arcs are lost in any sum over a frame's. As they are, they would be most of a grid, and make gradients
+    subnormal, which a CPU multiplies many times slower.
+    """
+    least = math.log(torch.finfo(dtype).eps / 128)
+    return log_posterior.masked_fill(log_posterior < least, -torch.inf).exp().to(dtype)
 
 
 def check_grid(shape: Sequence[int], labels: Tensor, frames: Tensor, lengths: Tensor) -> None:

@@ -59,7 +59,7 @@ class Join(nn.Module):
 def test_lattice_total_is_k2s(frames: list[int], lengths: list[int]) -> None:
     it = Batch.of(frames, lengths)
     logits = (it.simple_enc[:, :, None] + it.simple_pred[:, None]).detach().double()
-    blank, label, _ = node_log_probs(logits, it.labels)
+    blank, label = node_log_probs(logits, it.labels)
     alpha, beta = forward_backward_scores(blank, label, it.frames, it.lengths)
     px = torch.cat([label.transpose(1, 2), torch.full((len(frames), max(lengths), 1), -torch.inf).double()], 2)
     for b, t in enumerate(frames):

@@ -28,7 +28,7 @@ shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, m
 @given(shapes, st.integers(0, 1000))
 def test_total_and_viterbi_equal_enumeration(shape: list[tuple[int, int]], seed: int) -> None:
     logits, labels, frames, lengths = grids(seed, [t for t, _ in shape], [u for _, u in shape])
-    blank, label, _ = node_log_probs(logits, labels)
+    blank, label = node_log_probs(logits, labels)
     totals = total_score(forward_scores(blank, label), blank, frames, lengths)
     _, beta = forward_backward_scores(blank, label, frames, lengths)
     paths, scores = viterbi(blank, label, labels, frames, lengths)
@@ -45,7 +45,7 @@ def test_total_and_viterbi_equal_enumeration(shape: list[tuple[int, int]], seed:
 def test_every_cut_of_the_lattice_carries_the_whole_mass() -> None:
     """sum over u of alpha x blank x beta is P(y|x) at every frame: each path leaves each frame once."""
     logits, labels, frames, lengths = grids(7, [30, 22], [9, 12])
-    blank, label, _ = node_log_probs(logits, labels)
+    blank, label = node_log_probs(logits, labels)
     alpha, beta = forward_backward_scores(blank, label, frames, lengths)
     totals = total_score(alpha, blank, frames, lengths)
     for b in range(2):
@@ -57,7 +57,7 @@ def test_every_cut_of_the_lattice_carries_the_whole_mass() -> None:
 
 def test_long_and_confident_grids_stay_finite() -> None:
     logits, labels, frames, lengths = grids(3, [300], [120], scale=40.0)
-    blank, label, _ = node_log_probs(logits, labels)
+    blank, label = node_log_probs(logits, labels)
     alpha, beta = forward_backward_scores(blank, label, frames, lengths)
     total = total_score(alpha, blank, frames, lengths)
     torch.testing.assert_close(beta[:, 0, 0], total)

@@ -46,12 +46,13 @@ class Material:
 @pytest.mark.parametrize("chunk", [1, 4, 7, 1000])
 @pytest.mark.parametrize(("frames", "lengths"), SHAPES)
 @pytest.mark.parametrize("earlier", [(0.0, 0.0), (0.3, 0.2)])
+@pytest.mark.parametrize("kept", [0, 1000])
 def test_value_and_gradients_equal_those_of_the_grid(
-    frames: list[int], lengths: list[int], earlier: tuple[float, float], chunk: int
+    frames: list[int], lengths: list[int], earlier: tuple[float, float], chunk: int, kept: int
 ) -> None:
     it = Material(frames, lengths)
     weights = torch.arange(1.0, len(frames) + 1, dtype=torch.float64)
-    whole, fused = it.whole(*earlier), it.fused(fastemit=earlier[0], delay_penalty=earlier[1], chunk=chunk)
+    whole, fused = it.whole(*earlier), it.fused(fastemit=earlier[0], delay_penalty=earlier[1], chunk=chunk, kept=kept)
     torch.testing.assert_close(fused, whole)
     expected = torch.autograd.grad((whole * weights).sum(), it.used)
     torch.testing.assert_close(torch.autograd.grad((fused * weights).sum(), it.used), expected)
@@ -95,7 +96,7 @@ def test_padding_is_never_joined_and_order_does_not_matter() -> None:
         joined.append(len(enc_CJ))
         return it.joiner(enc_CJ, pred_CJ)
 
-    loss = it.fused(join, chunk=10)
+    loss = it.fused(join, chunk=10, kept=0)
     assert joined == [10, 10, 10, 10, 7], "6 x 4 + 4 x 2 + 5 x 3 real nodes"
     loss.sum().backward()
     assert joined[5:] == joined[:5]
@@ -115,7 +116,8 @@ def test_padding_is_never_joined_and_order_does_not_matter() -> None:
     torch.testing.assert_close(it.fused(chunk=10), loss[order])
 
 
-def test_nodes_that_no_path_visits_are_joined_once() -> None:
+@pytest.mark.parametrize("kept", [0, 2000])
+def test_nodes_that_no_path_visits_are_joined_once(kept: int) -> None:
     """The gradient of what lies below rounding is not computed; the rest is exact to it."""
     it = Material([60], [20])
     with torch.no_grad():
@@ -126,12 +128,28 @@ def test_nodes_that_no_path_visits_are_joined_once() -> None:
         joined.append(len(enc_CJ))
         return it.joiner(enc_CJ, pred_CJ)
 
-    loss = it.fused(join, chunk=2000).sum()
+    loss = it.fused(join, chunk=2000, kept=kept).sum()
     first = torch.autograd.grad(loss, it.used, retain_graph=True)
     assert joined[0] == 60 * 21
     assert joined[1] < 60 * 21 * 0.9
     torch.testing.assert_close(first, torch.autograd.grad(it.whole().sum(), it.used))
     torch.testing.assert_close(torch.autograd.grad(loss, it.used), first)
+
+
+def test_nodes_that_are_kept_are_joined_once() -> None:
+    it = Material([6, 4, 5], [3, 1, 2])
+    joined = []
+
+    def join(enc_CJ: Tensor, pred_CJ: Tensor) -> Tensor:
+        joined.append(len(enc_CJ))
+        return it.joiner(enc_CJ, pred_CJ)
+
+    loss = it.fused(join, chunk=10, kept=47).sum()
+    first = torch.autograd.grad(loss, it.used, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, it.used), first)
+    assert joined == [10, 10, 10, 10, 7]
+    it.fused(join, chunk=10, kept=46).sum().backward()
+    assert joined[5:] == 2 * joined[:5]
 
 
 def test_only_one_chunk_of_logits_is_alive() -> None:
@@ -145,7 +163,7 @@ def test_only_one_chunk_of_logits_is_alive() -> None:
         most = max(most, len(alive))
         return logits
 
-    it.fused(join, chunk=50).sum().backward()
+    it.fused(join, chunk=50, kept=0).sum().backward()
     assert most == 1
 
 
@@ -193,8 +211,9 @@ def test_unused_parameters_get_no_gradient() -> None:
     assert it.joiner.encoder_projection.weight.grad is None
 
 
+@pytest.mark.parametrize("kept", [0, 10_000])
 @pytest.mark.parametrize("chunk", [100, 10_000])
-def test_autocast_of_the_joiner_is_kept_and_the_lattice_stays_wide(chunk: int) -> None:
+def test_autocast_of_the_joiner_is_kept_and_the_lattice_stays_wide(chunk: int, kept: int) -> None:
     """bf16 changes only what the grid's loss under the same autocast changes; sums over nodes are not narrow."""
     it = Material([40, 33], [12, 9], dtype=torch.float32, width=32)
 
@@ -202,7 +221,7 @@ def test_autocast_of_the_joiner_is_kept_and_the_lattice_stays_wide(chunk: int) -
         with torch.autocast("cpu", torch.bfloat16):
             return it.joiner(enc_J, pred_J)
 
-    fused, whole = it.fused(join, chunk=chunk), it.whole(join=join)
+    fused, whole = it.fused(join, chunk=chunk, kept=kept), it.whole(join=join)
     assert fused.dtype == torch.float32
     torch.testing.assert_close(fused, whole, rtol=1e-4, atol=1e-3)
     ours, theirs = torch.autograd.grad(fused.sum(), it.used), torch.autograd.grad(whole.sum(), it.used)
@@ -212,7 +231,7 @@ def test_autocast_of_the_joiner_is_kept_and_the_lattice_stays_wide(chunk: int) -
 
     narrow = it.enc.detach().bfloat16().requires_grad_()
     it.enc = narrow
-    (gradient,) = torch.autograd.grad(it.fused(join, chunk=chunk).sum(), narrow)
+    (gradient,) = torch.autograd.grad(it.fused(join, chunk=chunk, kept=kept).sum(), narrow)
     assert gradient.dtype == torch.bfloat16
 
 

@@ -51,7 +51,7 @@ def test_labelled_paths_spell_their_text_and_beat_all_others(toy: Workspace, mad
     from kdtrans.lattice.recursion import viterbi
     from kdtrans.losses.transducer import node_log_probs
 
-    blank, label, _ = node_log_probs(grid[None], torch.tensor([labels]))
+    blank, label = node_log_probs(grid[None], torch.tensor([labels]))
     _, score = viterbi(blank, label, torch.tensor([labels]), torch.tensor([5]), torch.tensor([2]))
     best = max(float(path_score(grid, candidate)) for candidate in every_path(5, labels))
     assert float(score) == pytest.approx(best, abs=1e-4)

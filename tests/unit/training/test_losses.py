@@ -369,13 +369,13 @@ def student_path_score(student: Transducer, state: Student, batch: Batch, b: int
 
 
 def test_the_scores_of_the_arcs_are_those_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdtrans.losses.fused.CHUNK", 7)
+    monkeypatch.setattr("kdtrans.losses.fused.CHUNK", 7)  # less than an utterance
     student = make_model(1)
     batch = make_batch([0, 1, 2], student, student)
     state = run_student(student, batch, CONFIG)
     grid = (batch.labels_BU, state.frames_B, batch.label_lengths_B)
     blank, label = arc_scores(state.join, state.enc_BTJ, state.pred_BUJ, *grid)
-    expected_blank, expected_label, _ = node_log_probs(student.grid(state.enc_BTJ, state.pred_BUJ), batch.labels_BU)
+    expected_blank, expected_label = node_log_probs(student.grid(state.enc_BTJ, state.pred_BUJ), batch.labels_BU)
     for b, (T, U) in enumerate(zip(state.frames_B.tolist(), batch.label_lengths_B.tolist(), strict=True)):
         torch.testing.assert_close(blank[b, :T, : U + 1], expected_blank[b, :T, : U + 1])
         torch.testing.assert_close(label[b, :T, :U], expected_label[b, :T, :U])

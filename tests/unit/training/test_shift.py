@@ -43,7 +43,7 @@ def emissions(path: list[int]) -> list[int]:
 
 def scores_of(logits: Tensor, labels: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
     """The log-probs that a grid of logits gives to blank and to the labels."""
-    return lambda: node_log_probs(logits, labels.reshape(len(labels), -1))[:2]
+    return lambda: node_log_probs(logits, labels.reshape(len(labels), -1))
 
 
 def speaking(frames: list[list[int]], labels: list[list[int]], num_frames: int) -> tuple[Any, ...]:
