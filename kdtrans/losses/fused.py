@@ -193,13 +193,12 @@ class _FusedLoss(torch.autograd.Function):
         total, blank_arc_N, label_arc_N = lattice.total_and_arcs(*scores_2N)
         if learns:
             visited_N = (blank_arc_N > 0) | (label_arc_N > 0)
-            if kept and visited_N.count_nonzero() > MOSTLY * len(visited_N):
-                visited_N.fill_(True)
-            else:
+            if kept and int(visited_N.count_nonzero()) < MOSTLY * len(visited_N):
                 kept = []
             ctx.join, ctx.chunk, ctx.parameters, ctx.kept = join, chunk, parameters, kept
             at_nodes = (*lattice.cells, lattice.next_N, blank_arc_N, label_arc_N * (1.0 + fastemit))
-            ctx.save_for_backward(enc, pred, *(value_N[visited_N] for value_N in at_nodes))
+            chosen = slice(None) if kept else visited_N
+            ctx.save_for_backward(enc, pred, *(value_N[chosen] for value_N in at_nodes))
         return -total.to(scores_2N.dtype)
 
     @staticmethod
