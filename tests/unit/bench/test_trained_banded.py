@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kdtrans.bench.trained_gap import trained_banded_loss_gap
+from kdtrans.bench import trained_banded as bench
+from kdtrans.bench.trained_banded import trained_banded
 from kdtrans.config import StudentConfig
 from kdtrans.data.tokenizer import Tokenizer
+from kdtrans.losses.backends import pruned_loss
 from kdtrans.models.build import build_student
 from kdtrans.training.checkpoint import save_model
 from tests.tiny import STUDENT, Workspace
@@ -38,12 +40,26 @@ def results_of(toy: Workspace, folder: Path, systems: dict[str, dict[str, object
 
 def test_a_band_leaves_something_out_and_a_wide_one_nothing(toy: Workspace, tmp_path: Path) -> None:
     results = results_of(toy, tmp_path, NOT_MEANT | {"kd_unlabelled": {}})
-    narrow = trained_banded_loss_gap(results, width=1, margin=0)
-    assert (narrow.parameters["student"], narrow.parameters["utterances"]) == ("kd_unlabelled", len(toy.cuts))
-    assert narrow.median > 0
-    assert trained_banded_loss_gap(results, width=1000, margin=1000).median == pytest.approx(0, abs=1e-6)
+    (gap, *times), ratios = trained_banded(results, width=1, margin=0)
+    assert (gap.parameters["student"], gap.parameters["utterances"]) == ("kd_unlabelled", len(toy.cuts))
+    assert ratios["banded_loss_gap_trained"] == gap.median > 0
+    assert {"full time, trained", "banded time, trained", "native_pruned time, trained"} <= {row.name for row in times}
+    assert all(row.median > 0 for row in times)
+    _, wide = trained_banded(results, width=1000, margin=1000)
+    assert wide["banded_loss_gap_trained"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_faster_library_is_the_peer(toy: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = results_of(toy, tmp_path, {"kd": {}})
+    native = pruned_loss("native")
+    monkeypatch.setattr(bench, "installed_backends", lambda: ["native", "k2", "fast_rnnt", "torchaudio"])
+    monkeypatch.setattr(bench, "pruned_loss", lambda library: native)
+    rows, ratios = trained_banded(results, width=5, margin=4)
+    time = {row.name: row.median for row in rows}
+    peer = min(time["k2_pruned time, trained"], time["fast_rnnt_pruned time, trained"])
+    assert ratios["banded_vs_pruned_time_trained"] == time["banded time, trained"] / peer
 
 
 def test_there_has_to_be_a_student_that_learns_from_paths(toy: Workspace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no trained student that learns from paths"):
-        trained_banded_loss_gap(results_of(toy, tmp_path, NOT_MEANT), width=5, margin=4)
+        trained_banded(results_of(toy, tmp_path, NOT_MEANT), width=5, margin=4)
