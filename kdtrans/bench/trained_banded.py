@@ -128,6 +128,6 @@ def _works(
 
     def learnt(loss_B: Tensor, *others: Tensor) -> float:
         torch.autograd.grad(loss_B.sum(), (*inputs, *student.parameters, *others))
-        return float(loss_B.sum())
+        return float(loss_B.detach().sum())
 
     return {FULL: full, BANDED: along_path} | {library + PRUNED: partial(pruned, library) for library in libraries}

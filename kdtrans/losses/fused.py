@@ -31,6 +31,7 @@ from kdtrans.losses.node_lattice import NodeLattice
 from kdtrans.losses.transducer import check_grid, check_labels, node_gradient, node_scores
 
 CHUNK = 512  # nodes: 1 MB of logits at V = 500, which stays in the cache of a CPU's core
+THREAD_CHUNK = 2 * CHUNK  # nodes for each of several threads: waking them has to pay
 CUDA_CHUNK = 32 * CHUNK  # a device wants more at once; not measured
 KEPT = 32 * CHUNK  # nodes: 32 MB of logits at V = 500, beside what the joiner keeps of its own
 MOSTLY = 2 / 3  # share of visited nodes from which that pays: joining is one part, its gradient two
@@ -94,7 +95,10 @@ def fused_transducer_loss(
 
 def chunk_on(device: torch.device) -> int:
     """Nodes to join at once."""
-    return CUDA_CHUNK if device.type == "cuda" else CHUNK
+    if device.type == "cuda":
+        return CUDA_CHUNK
+    threads = torch.get_num_threads()
+    return CHUNK if threads == 1 else THREAD_CHUNK * threads
 
 
 @torch.no_grad()
