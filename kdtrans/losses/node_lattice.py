@@ -102,6 +102,6 @@ def band_rows(band_BTU: Tensor, frames_B: Tensor) -> tuple[Tensor, int]:
     t_T = torch.arange(num_frames, device=band_BTU.device)
     row_BT = torch.minimum(t_T, frames_B[:, None] - 1)
     low_BT, high_BT = present_BTU.argmax(2), columns - 1 - present_BTU.flip(2).argmax(2)
-    low_BT = low_BT.gather(1, row_BT).flip(1).cummin(1).values.flip(1)
     low_BT[:, 0] = 0
+    low_BT = low_BT.gather(1, row_BT).flip(1).cummin(1).values.flip(1)
     return low_BT, int((high_BT.gather(1, row_BT) - low_BT).max()) + 1
