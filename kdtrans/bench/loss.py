@@ -22,13 +22,14 @@ from subprocess import PIPE, Popen
 import torch
 from torch import Tensor
 
-from kdtrans.bench.loss_work import MARGIN, PRUNED, WIDTH, J, Size, band_along
+from kdtrans.bench.loss_work import MARGIN, PRUNED, WIDTH, J, Size, path_cells
 from kdtrans.bench.table import Bench, Measurement
 from kdtrans.bench.trained_banded import trained_banded
 from kdtrans.contracts import BLANK
 from kdtrans.lattice.path import nodes
 from kdtrans.lattice.recursion import viterbi
 from kdtrans.losses.backends import BACKENDS, NATIVE
+from kdtrans.losses.band import path_band
 from kdtrans.losses.fused import fused_transducer_loss
 from kdtrans.losses.transducer import node_log_probs
 
@@ -214,9 +215,10 @@ def banded_loss_gap() -> Measurement:
     blank, label = node_log_probs(join(enc[:, :, None], pred[:, None].expand(-1, T, -1, -1)), labels)
     path, _ = viterbi(blank, label, labels, frames, lengths)
     emission = torch.stack([nodes(one)[0][one != BLANK] for one in path])
+    cells = path_cells(labels, frames, lengths, emission)
     full, banded = (
         fused_transducer_loss(join, (), enc, pred, labels, frames, lengths, band_BTU=band).sum()
-        for band in (None, band_along(labels, frames, lengths, emission, WIDTH, MARGIN))
+        for band in (None, path_band(cells, frames, lengths, T, U + 1, WIDTH, MARGIN))
     )
     conditions: Conditions = {"grid": "peaky, synthetic", "width": WIDTH, "margin": MARGIN}
     conditions |= {"nats an utterance": round(float(full) / B, 2)}

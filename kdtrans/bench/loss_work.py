@@ -74,8 +74,10 @@ def make_work(name: str, size: Size) -> Work:
         loss_B = transducer_loss(joiner(enc[:, :, None], pred[:, None]), *grid)
         return torch.autograd.grad(loss_B.sum(), (enc, pred, *parameters))[0]
 
+    path = path_cells(*grid, emission)  # from the shards, where there is one
+
     def fused(is_banded: bool) -> Tensor:
-        band = band_along(*grid, emission, WIDTH, MARGIN) if is_banded else None
+        band = path_band(path, *grid[1:], T, U + 1, WIDTH, MARGIN) if is_banded else None
         loss_B = fused_transducer_loss(joiner, parameters, enc, pred, *grid, band_BTU=band)
         return torch.autograd.grad(loss_B.sum(), (enc, pred, *parameters))[0]
 
@@ -96,14 +98,11 @@ def make_work(name: str, size: Size) -> Work:
     return pruned
 
 
-def band_along(
-    labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor, emission_BU: Tensor, width: int, margin: int
-) -> Tensor:
-    """The band (B, T, U + 1) around the paths that emit the labels on the frames `emission_BU`."""
+def path_cells(labels_BU: Tensor, frames_B: Tensor, lengths_B: Tensor, emission_BU: Tensor) -> Cells:
+    """The nodes of the paths that emit the labels on the frames `emission_BU`; all utterances are as long."""
     paths = path_from_frames(labels_BU, emission_BU, frames_B, lengths_B)
     found = [(torch.full_like(path, b), *nodes(path)) for b, path in enumerate(paths)]
-    cells = Cells(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    return path_band(cells, frames_B, lengths_B, int(frames_B.max()), labels_BU.shape[1] + 1, width, margin)
+    return Cells(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def gradient_error(name: str, size: Size) -> float:

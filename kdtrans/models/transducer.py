@@ -6,7 +6,6 @@ width, J joiner width, V vocabulary with blank = 0, N path nodes.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from kdtrans.models.predictor import Predictor
@@ -41,7 +40,7 @@ class Joiner(nn.Module):
 
     def forward(self, enc_J: Tensor, pred_J: Tensor) -> Tensor:
         """Logits (..., V) from projected encoder and predictor outputs (..., J) that broadcast together."""
-        return self.output(torch.tanh(enc_J + pred_J))
+        return self.output((enc_J + pred_J).tanh_())
 
 
 class SimpleJoiner(nn.Module):
