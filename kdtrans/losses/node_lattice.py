@@ -84,8 +84,8 @@ class NodeLattice:
         has_label_N = (u_N < self.lengths_B[b_N]) & (column_N + 1 < self.size[2])
         above_N = torch.where(has_label_N, column_N + 1, column_N)
         blank_arc_N = posterior(reach_N + blank_N + beta[b_N, t_N + 1, below_N], dtype)
-        label_arc_N = posterior(reach_N + label_N + beta[b_N, t_N, above_N], dtype)
-        return total_B, blank_arc_N, label_arc_N * has_label_N
+        label_arc_N = (reach_N + label_N + beta[b_N, t_N, above_N]).masked_fill(~has_label_N, -torch.inf)
+        return total_B, blank_arc_N, posterior(label_arc_N, dtype)
 
     def _starts_below(self) -> Tensor:
         assert self.starts_BT is not None

@@ -243,6 +243,15 @@ def test_an_autocast_around_the_loss_keeps_no_weights_without_gradient() -> None
     assert torch.autograd.grad(later, it.joiner.output.weight)[0].abs().sum() > 0
 
 
+def test_a_delay_penalty_beyond_the_range_of_fp32() -> None:
+    """A bonus of 125 nats on frame 0 is none for the last column, which has no label arc."""
+    it = Material([6, 4], [3, 2], dtype=torch.float32)
+    fused, whole = it.fused(delay_penalty=50.0), it.whole(0.0, 50.0)
+    torch.testing.assert_close(fused, whole)
+    expected = torch.autograd.grad(whole.sum(), it.used)
+    torch.testing.assert_close(torch.autograd.grad(fused.sum(), it.used), expected)
+
+
 def test_fp32_is_exact_to_its_rounding() -> None:
     it = Material([60, 50], [20, 25], dtype=torch.float32, width=32)
     ours, theirs = (torch.autograd.grad(loss.sum(), it.used) for loss in (it.fused(chunk=333), it.whole()))
