@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdtrans.bench.measure import cpu_seconds
 from kdtrans.bench.peaky import Material, from_results, synthetic
-from kdtrans.bench.table import Bench, Measurement
+from kdtrans.bench.table import Bench, Conditions, Measurement
 from kdtrans.config import ConformerConfig, PredictorConfig, SearchConfig, StreamingConfig, StudentConfig
 from kdtrans.contracts import SAMPLE_RATE
 from kdtrans.models.build import build_student
@@ -46,7 +46,6 @@ SIZES = {  # sizes of workflow/configs/student-10m.yaml and student-30m.yaml, an
     "10 M": ({"dim": 256, "layers": 8, "heads": 4, "ffn_dim": 640, "subsampling_channels": 64}, 256),
     "30 M": ({"dim": 384, "layers": 10, "heads": 6, "ffn_dim": 1024, "subsampling_channels": 96}, 512),
 }
-Conditions = dict[str, str | int | float]
 
 
 def bench_decode(quick: bool, results: Path | None) -> Bench:

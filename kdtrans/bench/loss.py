@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kdtrans.bench.loss_work import MARGIN, PRUNED, WIDTH, J, Size, path_cells
-from kdtrans.bench.table import Bench, Measurement
+from kdtrans.bench.table import Bench, Conditions, Measurement
 from kdtrans.bench.trained_banded import trained_banded
 from kdtrans.contracts import BLANK
 from kdtrans.lattice.path import nodes
@@ -54,7 +54,6 @@ LIMITS = {
     "banded_loss_gap_trained": "<= 0.01 of the full loss",
     "banded_vs_pruned_time_trained": "<= 0.6",
 }
-Conditions = dict[str, str | int | float]
 
 
 def bench_loss(quick: bool, results: Path | None = None) -> Bench:

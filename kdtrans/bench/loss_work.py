@@ -68,13 +68,11 @@ def make_work(name: str, size: Size) -> Work:
     joiner = Joiner(1, 1, J, V)
     parameters = tuple(joiner.output.parameters())
     enc, pred = torch.randn(B, T, J, requires_grad=True), torch.randn(B, U + 1, J, requires_grad=True)
-    emission = torch.randint(T, (B, U)).sort(1).values
+    path = path_cells(*grid, torch.randint(T, (B, U)).sort(1).values)  # shards have it
 
     def unfused() -> Tensor:
         loss_B = transducer_loss(joiner(enc[:, :, None], pred[:, None]), *grid)
         return torch.autograd.grad(loss_B.sum(), (enc, pred, *parameters))[0]
-
-    path = path_cells(*grid, emission)  # from the shards, where there is one
 
     def fused(is_banded: bool) -> Tensor:
         band = path_band(path, *grid[1:], T, U + 1, WIDTH, MARGIN) if is_banded else None

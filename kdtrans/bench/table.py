@@ -11,6 +11,8 @@ from typing import Any
 from kdtrans.artifacts import write_json
 from kdtrans.report.columns import align
 
+Conditions = dict[str, str | int | float]  # what a row was measured under
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -19,7 +21,7 @@ class Measurement:
     name: str
     unit: str  # empty for a pure ratio
     values: Sequence[float]  # one a repeat
-    parameters: dict[str, str | int | float] = field(default_factory=dict)
+    parameters: Conditions = field(default_factory=dict)
 
     @property
     def median(self) -> float:
@@ -63,7 +65,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def conditions(parameters: dict[str, str | int | float]) -> str:
+def conditions(parameters: Conditions) -> str:
     """`key value` pairs, as they are read behind a measurement."""
     return ", ".join(f"{key} {value}" for key, value in parameters.items())
 

@@ -23,7 +23,7 @@ from lhotse import MonoCut
 from torch import Tensor
 
 from kdtrans.bench.measure import cpu_seconds, peak_growth_mb
-from kdtrans.bench.table import Bench, Measurement
+from kdtrans.bench.table import Bench, Conditions, Measurement
 from kdtrans.bench.targets import SAMPLE
 from kdtrans.config import KdConfig, StudentConfig, TargetsConfig
 from kdtrans.contracts import FRAME_SHIFT_MS, SAMPLE_RATE
@@ -76,7 +76,6 @@ LIMITS = {
     "gathered_vs_indexed_time": "<= 0.025 (40 x faster), at T 250, U 60; it goes with 1 / T + 1 / U",
     "gathered_vs_indexed_memory": "<= 0.1, there too",
 }
-Conditions = dict[str, str | int | float]
 Work = Callable[[], object]
 
 

@@ -5,7 +5,7 @@ How much it exceeds the full loss, and its time beside the pruned losses of libr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +14,23 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from kdtrans.bench.loss_work import PRUNED
 from kdtrans.bench.measure import cpu_seconds
-from kdtrans.bench.table import Measurement
+from kdtrans.bench.table import Conditions, Measurement
 from kdtrans.config import StudentConfig, TrainingConfig
 from kdtrans.data.batches import Batch, FeatureCache, collate
 from kdtrans.data.manifest import read_cuts
 from kdtrans.data.tokenizer import Tokenizer
-from kdtrans.losses.backends import NATIVE, installed_backends, pruned_loss
+from kdtrans.losses.backends import BACKENDS, NATIVE, installed_backends, pruned_loss
 from kdtrans.models.transducer import SimpleJoiner, Transducer
 from kdtrans.targets.store import TargetStore
 from kdtrans.training.checkpoint import load_model, read_model
 from kdtrans.training.examples import student_examples
 from kdtrans.training.losses import band_of, run_student, transducer_part
 
-Conditions = dict[str, str | int | float]
 UTTERANCES, BATCH, REPEATS = 200, 20, 5
-FULL, BANDED, PRUNED = "full", "banded", "_pruned"
+LIBRARIES = [backend for backend in BACKENDS if backend != "torchaudio"]  # those that have a pruned loss
+FULL, BANDED = "full", "banded"
 
 
 def trained_banded(results: Path, width: int, margin: int) -> tuple[list[Measurement], dict[str, float]]:
@@ -47,12 +48,12 @@ def trained_banded(results: Path, width: int, margin: int) -> tuple[list[Measure
     Raises:
         ValueError: when there is no such student.
     """
-    found = next(_students(results), None)
-    if found is None:
-        raise ValueError(f"{results}/systems: no trained student that learns from paths and does not stream")
-    name, model, config, batches = found
+    tokenizer = Tokenizer(results / "tokenizer" / "tokenizer.model")
+    path, config = _first_student(results)
+    model: Transducer = load_model(path, tokenizer).eval()
+    batches = _batches(results, model, config, tokenizer)
     banded = TrainingConfig(loss="banded", band_width=width, band_margin=margin)
-    libraries = [library for library in installed_backends() if library != "torchaudio"]
+    libraries = [library for library in LIBRARIES if library in installed_backends()]
     losses, seconds = dict[str, float](), dict[str, list[float]]()
     for batch in batches:
         work = _works(model, batch, banded, config.kd.shift if isinstance(config.kd.shift, int) else 0, libraries)
@@ -64,7 +65,10 @@ def trained_banded(results: Path, width: int, margin: int) -> tuple[list[Measure
                 times[repeat] += cpu_seconds(run)
 
     utterances = sum(len(batch.utt_ids) for batch in batches)
-    shared: Conditions = {"student": name, "utterances": utterances, "width": width, "margin": margin}
+    shared: Conditions = {"student": path.parent.name, "utterances": utterances, "width": width, "margin": margin}
+    shared["threads"] = torch.get_num_threads()
+    if missing := [library for library in LIBRARIES if library not in libraries]:
+        shared["missing"] = " ".join(missing)
     nats: Conditions = {"nats an utterance": round(losses[FULL] / utterances, 3)}
     gap = losses[BANDED] / losses[FULL] - 1.0
     rows = [Measurement("banded_loss_gap_trained", "", [gap], shared | nats)]
@@ -75,15 +79,14 @@ def trained_banded(results: Path, width: int, margin: int) -> tuple[list[Measure
     return rows, ratios
 
 
-def _students(results: Path) -> Iterator[tuple[str, Transducer, StudentConfig, list[Batch]]]:
-    """Those that learn from paths and do not stream, with audio that they were trained on."""
-    tokenizer = Tokenizer(results / "tokenizer" / "tokenizer.model")
+def _first_student(results: Path) -> tuple[Path, StudentConfig]:
+    """The first one by name that learns from paths and does not stream."""
     for path in sorted((results / "systems").glob("*/model.pt")):
         config = StudentConfig.model_validate(read_model(path)["config"])
         learns = config.kd.reads_shards and config.kd.loss == "one_best"
         if learns and config.encoder.streaming is None:
-            model: Transducer = load_model(path, tokenizer).eval()
-            yield path.parent.name, model, config, _batches(results, model, config, tokenizer)
+            return path, config
+    raise ValueError(f"{results}/systems: no trained student that learns from paths and does not stream")
 
 
 def _batches(results: Path, model: Transducer, config: StudentConfig, tokenizer: Tokenizer) -> list[Batch]:
@@ -121,10 +124,10 @@ def _works(
         return learnt(transducer_part(student, batch, banded, band_of(student, batch, banded, shift)))
 
     def pruned(library: str) -> float:
-        parts_B = pruned_loss(library)(
+        simple_B, pruned_B = pruned_loss(library)(
             *(student.join, student.parameters, *inputs, *simple(*outputs), *grid), width=banded.band_width
         )
-        return learnt(sum(parts_B, torch.zeros(())), *outputs, *simple.parameters())
+        return learnt(simple_B + pruned_B, *outputs, *simple.parameters())
 
     def learnt(loss_B: Tensor, *others: Tensor) -> float:
         torch.autograd.grad(loss_B.sum(), (*inputs, *student.parameters, *others))

@@ -55,15 +55,14 @@ def forward_backward_scores(
             frame on; None: 0.
     """
     blank, label = _closed(blank_BTU.double(), label_BTU.double(), frames_B, lengths_B, starts_BT)
-    climb_BT = None if starts_BT is None else F.pad(starts_BT.diff(dim=1), (0, 1))  # from each row to the next one
-    back_BT = None if climb_BT is None else climb_BT.flip(1)
     # beta is the alpha of the grid read from its end, so that one loop over frames makes both. An arc is weighted in
     # the row that it leaves: that is where it arrives when read from the end.
     up, down = F.pad(label.cumsum(2), (1, 0, 0, 1)), F.pad(label.flip(1, 2).cumsum(2), (1, 0, 1, 0))
-    forward = _climbed(blank + up[:, :-1], climb_BT) - up[:, 1:]
-    backward = blank.flip(1, 2) + _climbed(down[:, :-1], back_BT) - down[:, 1:]
-    climbs = None if climb_BT is None else torch.cat([climb_BT, climb_BT.flip(1)])
-    alpha, beta = (_log_sums(torch.cat([forward, backward]), climbs) + torch.cat([up, down])).chunk(2)
+    leaving = torch.cat([blank + up[:, :-1], down[:, :-1]])
+    arriving = torch.cat([-up[:, 1:], blank.flip(1, 2) - down[:, 1:]])
+    column_BTU = None if starts_BT is None else _columns_above(starts_BT, blank.shape[2])
+    sums = _log_sums(_climbed(leaving, column_BTU) + arriving, column_BTU)
+    alpha, beta = (sums + torch.cat([up, down])).chunk(2)
     # From the end on labels are free, as they are off the grid, but only U_b is the end.
     ended_BT1 = (torch.arange(beta.shape[1], device=beta.device) >= frames_B[:, None])[:, :, None]
     rows_BT = None if starts_BT is None else torch.cat([starts_BT, starts_BT[:, -1:]], 1)
@@ -93,14 +92,21 @@ def _closed(
     return blank, label.masked_fill(beyond_BT1 | (u_BTU >= length_B11)[..., :-1], 0.0)
 
 
-def _climbed(rows_BTU: Tensor, climb_BT: Tensor | None) -> Tensor:
-    """Each row in the columns of the next one, which begin `climb_BT` higher; impossible where it has none."""
-    if climb_BT is None:
+def _columns_above(starts_BT: Tensor, columns: int) -> Tensor:
+    """For each column of a row its column in the row before, (2 B, T, U + 1), of the grid and of it read from its end.
+
+    It is `columns` or more where that row has none.
+    """
+    climb_BT = F.pad(starts_BT.diff(dim=1), (0, 1))  # how much higher each next row begins; the end's as the last one
+    return torch.cat([climb_BT, climb_BT.flip(1)])[:, :, None] + torch.arange(columns, device=climb_BT.device)
+
+
+def _climbed(rows_BTU: Tensor, column_BTU: Tensor | None) -> Tensor:
+    """Each row in the columns of the next one; impossible where it has none."""
+    if column_BTU is None:
         return rows_BTU
     columns = rows_BTU.shape[2]
-    column_BTU = climb_BT[:, :, None] + torch.arange(columns, device=rows_BTU.device)
-    found = rows_BTU.gather(2, column_BTU.clamp(max=columns - 1))
-    return found.masked_fill(column_BTU >= columns, IMPOSSIBLE)
+    return rows_BTU.gather(2, column_BTU.clamp(max=columns - 1)).masked_fill(column_BTU >= columns, IMPOSSIBLE)
 
 
 def total_score(alpha_BTU: Tensor, blank_BTU: Tensor, frames_B: Tensor, lengths_B: Tensor) -> Tensor:
@@ -161,24 +167,20 @@ def _steps(blank: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return blank[:, :-1] + offset_BTU[:, :-1] - offset_BTU[:, 1:], offset_BTU
 
 
-def _log_sums(steps_BTU: Tensor, climb_BT: Tensor | None = None) -> Tensor:
-    """alpha - c (B, T, U + 1); with `climb_BT` (B, T - 1), columns begin so much higher from row to row."""
-    kernel = _kernel_for(steps_BTU) if climb_BT is None else None
-    if kernel:
+def _log_sums(steps_BTU: Tensor, column_BTU: Tensor | None = None) -> Tensor:
+    """alpha - c (B, T, U + 1); `column_BTU`: for each step's columns those of the row before, None: the same."""
+    if column_BTU is None and (kernel := _kernel_for(steps_BTU)):
         sums_BTU: Tensor = kernel.log_sums(steps_BTU)
         return sums_BTU
     above_BU = steps_BTU.new_zeros(steps_BTU.shape[0], steps_BTU.shape[2])
-    frames, steps_TBU = [above_BU], steps_BTU.transpose(0, 1).contiguous()
-    if climb_BT is None:
-        for step_BU in steps_TBU:
-            above_BU = (above_BU + step_BU).logcumsumexp(1)
-            frames.append(above_BU)
-    else:
-        columns = steps_BTU.shape[2]
-        column_TBU = climb_BT.T[:, :, None] + torch.arange(columns, device=climb_BT.device)
-        for step_BU, column_BU in zip(steps_TBU, column_TBU.clamp(max=columns - 1), strict=True):
-            above_BU = above_BU.gather(1, column_BU).add_(step_BU).logcumsumexp(1)
-            frames.append(above_BU)
+    frames = [above_BU]
+    # Where the row before has no such column, the step is impossible, and any will do.
+    column_TBU = None if column_BTU is None else column_BTU.clamp(max=steps_BTU.shape[2] - 1).transpose(0, 1)
+    for t, step_BU in enumerate(steps_BTU.transpose(0, 1).contiguous()):
+        if column_TBU is not None:
+            above_BU = above_BU.gather(1, column_TBU[t])
+        above_BU = (above_BU + step_BU).logcumsumexp(1)
+        frames.append(above_BU)
     return torch.stack(frames, 1)
 
 

@@ -18,8 +18,7 @@ nodes of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -87,9 +86,8 @@ def fused_transducer_loss(
         *(labels_BU, frames_B, lengths_B, shape[1], delay_penalty, band_BTU), whole_rows=enc_BTJ.is_cuda
     )
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    check = partial(check_labels, labels_BU)
     chunk = chunk or chunk_on(enc_BTJ.device)
-    loss: Tensor = _FusedLoss.apply(join, check, lattice, fastemit, chunk, kept, enc_BTJ, pred_BUJ, *trained)
+    loss: Tensor = _FusedLoss.apply(join, labels_BU, lattice, fastemit, chunk, kept, enc_BTJ, pred_BUJ, *trained)
     return loss
 
 
@@ -169,7 +167,7 @@ class _FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         join: Join,
-        check: Callable[[int], None],
+        labels: Tensor,
         lattice: NodeLattice,
         fastemit: float,
         chunk: int,
@@ -189,7 +187,7 @@ class _FusedLoss(torch.autograd.Function):
             for nodes in joining.chunks():
                 joined = joining.joined(nodes)
                 if nodes.start == 0:  # V shows here first
-                    check(joined.logits_CV.shape[1])
+                    check_labels(labels, joined.logits_CV.shape[1])
                 scores_2N[:, nodes] = node_scores(joined.logits_CV.detach(), lattice.next_N[nodes])
                 if keeps:
                     kept.append(joined)

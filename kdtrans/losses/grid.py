@@ -20,6 +20,7 @@ from kdtrans.config import KdConfig
 from kdtrans.contracts import BLANK
 from kdtrans.lattice.recursion import IMPOSSIBLE
 from kdtrans.losses.distillation import divergence, reduced, widened
+from kdtrans.losses.transducer import on_grid
 
 
 class Cells(NamedTuple):
@@ -32,9 +33,7 @@ class Cells(NamedTuple):
 
 def real_cells(frames_B: Tensor, lengths_B: Tensor) -> Cells:
     """Every (t, u) with t < frames_B and u <= lengths_B."""
-    t_T = torch.arange(int(frames_B.max()), device=frames_B.device)
-    u_U = torch.arange(int(lengths_B.max()) + 1, device=lengths_B.device)
-    real_BTU = (t_T < frames_B[:, None])[:, :, None] & (u_U <= lengths_B[:, None])[:, None]
+    real_BTU = on_grid(frames_B, lengths_B, int(frames_B.max()), int(lengths_B.max()) + 1)
     return Cells(*real_BTU.nonzero(as_tuple=True))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdtrans.lattice.recursion import IMPOSSIBLE, forward_backward_scores
 from kdtrans.losses.grid import Cells, next_labels
-from kdtrans.losses.transducer import on_grid, posterior
+from kdtrans.losses.transducer import earliness, on_grid, posterior
 
 
 @dataclass(frozen=True)
@@ -72,24 +72,23 @@ class NodeLattice:
         if self.leaves_N is not None:
             blank_N = blank_N.masked_fill(self.leaves_N, IMPOSSIBLE)
         if self.delay_penalty:
-            label_N = label_N + self.delay_penalty * ((self.frames_B[b_N] - 1) / 2 - t_N)
+            label_N = label_N + self.delay_penalty * earliness(self.frames_B[b_N], t_N)
         column_N = u_N if self.starts_BT is None else u_N - self.starts_BT[b_N, t_N]
         blank = blank_N.new_full(self.size, IMPOSSIBLE).index_put_((b_N, t_N, column_N), blank_N)
         label = label_N.new_zeros(self.size).index_put_((b_N, t_N, column_N), label_N)
         alpha, beta = forward_backward_scores(blank, label[:, :, :-1], self.frames_B, self.lengths_B, self.starts_BT)
         total_B = beta[:, 0, 0]
         reach_N = alpha[b_N, t_N, column_N] - total_B[b_N]
-        # Where blank leads off the band it is impossible, and any column will do for what follows.
-        below_N = column_N if self.starts_BT is None else (u_N - self._starts_below()[b_N, t_N]).clamp(min=0)
+        below_N = column_N
+        if self.starts_BT is not None:
+            # The end's row begins as the last frame's. Where blank leads off the band it is impossible: any will do.
+            next_N = (t_N + 1).clamp(max=self.size[1] - 1)
+            below_N = (u_N - self.starts_BT[b_N, next_N]).clamp(min=0)
         has_label_N = (u_N < self.lengths_B[b_N]) & (column_N + 1 < self.size[2])
         above_N = torch.where(has_label_N, column_N + 1, column_N)
         blank_arc_N = posterior(reach_N + blank_N + beta[b_N, t_N + 1, below_N], dtype)
         label_arc_N = (reach_N + label_N + beta[b_N, t_N, above_N]).masked_fill(~has_label_N, -torch.inf)
         return total_B, blank_arc_N, posterior(label_arc_N, dtype)
-
-    def _starts_below(self) -> Tensor:
-        assert self.starts_BT is not None
-        return torch.cat([self.starts_BT[:, 1:], self.starts_BT[:, -1:]], 1)
 
 
 def band_rows(band_BTU: Tensor, frames_B: Tensor) -> tuple[Tensor, int]:

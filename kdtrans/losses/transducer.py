@@ -147,8 +147,13 @@ def penalised(label_BTU: Tensor, frames_B: Tensor, delay_penalty: float) -> Tens
     label_BTU = label_BTU.double()
     if not delay_penalty:
         return label_BTU
-    earliness_BT = (frames_B[:, None] - 1) / 2 - torch.arange(label_BTU.shape[1], device=label_BTU.device)
+    earliness_BT = earliness(frames_B[:, None], torch.arange(label_BTU.shape[1], device=label_BTU.device))
     return label_BTU + delay_penalty * earliness_BT[:, :, None]
+
+
+def earliness(frames: Tensor, t: Tensor) -> Tensor:
+    """How many frames t is before the middle of an utterance of so many frames."""
+    return (frames - 1) / 2 - t
 
 
 def on_grid(frames_B: Tensor, lengths_B: Tensor, num_frames: int, columns: int) -> Tensor:

@@ -38,6 +38,16 @@ class Material:
         grid = (join or self.joiner)(self.enc[:, :, None], self.pred[:, None])
         return transducer_loss(grid, self.labels, self.frames, self.lengths, *earlier)
 
+    def counted(self) -> tuple[Callable[..., Tensor], list[int]]:
+        """The joiner, and the list in which it counts the nodes of each call."""
+        joined: list[int] = []
+
+        def join(enc_CJ: Tensor, pred_CJ: Tensor) -> Tensor:
+            joined.append(len(enc_CJ))
+            return self.joiner(enc_CJ, pred_CJ)
+
+        return join, joined
+
     def fused(self, join: Callable[..., Tensor] | None = None, **options: Any) -> Tensor:
         inputs = (self.enc, self.pred, self.labels, self.frames, self.lengths)
         return fused_transducer_loss(join or self.joiner, self.joiner.parameters(), *inputs, **options)
@@ -90,12 +100,7 @@ def test_gradcheck(chunk: int) -> None:
 
 def test_padding_is_never_joined_and_order_does_not_matter() -> None:
     it = Material([6, 4, 5], [3, 1, 2])
-    joined = []
-
-    def join(enc_CJ: Tensor, pred_CJ: Tensor) -> Tensor:
-        joined.append(len(enc_CJ))
-        return it.joiner(enc_CJ, pred_CJ)
-
+    join, joined = it.counted()
     loss = it.fused(join, chunk=10, kept=0)
     assert joined == [10, 10, 10, 10, 7], "6 x 4 + 4 x 2 + 5 x 3 real nodes"
     loss.sum().backward()
@@ -122,12 +127,7 @@ def test_nodes_that_no_path_visits_are_joined_once(kept: int) -> None:
     it = Material([60], [20])
     with torch.no_grad():
         it.joiner.output.weight *= 8  # confident
-    joined = []
-
-    def join(enc_CJ: Tensor, pred_CJ: Tensor) -> Tensor:
-        joined.append(len(enc_CJ))
-        return it.joiner(enc_CJ, pred_CJ)
-
+    join, joined = it.counted()
     loss = it.fused(join, chunk=2000, kept=kept).sum()
     first = torch.autograd.grad(loss, it.used, retain_graph=True)
     assert joined[0] == 60 * 21
@@ -138,12 +138,7 @@ def test_nodes_that_no_path_visits_are_joined_once(kept: int) -> None:
 
 def test_nodes_that_are_kept_are_joined_once() -> None:
     it = Material([6, 4, 5], [3, 1, 2])
-    joined = []
-
-    def join(enc_CJ: Tensor, pred_CJ: Tensor) -> Tensor:
-        joined.append(len(enc_CJ))
-        return it.joiner(enc_CJ, pred_CJ)
-
+    join, joined = it.counted()
     loss = it.fused(join, chunk=10, kept=47).sum()
     first = torch.autograd.grad(loss, it.used, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(loss, it.used), first)

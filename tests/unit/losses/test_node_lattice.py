@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdtrans.lattice.path import nodes, path_from_frames
+from kdtrans.lattice.path import path_from_frames
 from kdtrans.losses.band import path_band
-from kdtrans.losses.grid import Cells
 from kdtrans.losses.node_lattice import NodeLattice, band_rows
 from kdtrans.losses.transducer import on_grid
+from tests.unit.losses.test_band import cells_of
 
 shapes = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 12)), min_size=1, max_size=4)
 
@@ -22,8 +22,7 @@ def some_band(shape: list[tuple[int, int]], width: int, margin: int) -> tuple[Te
     labels = torch.randint(1, 9, (len(shape), int(lengths.max())))
     emission = (torch.rand(labels.shape) * frames[:, None]).long().sort(1).values
     paths = path_from_frames(labels, emission, frames, lengths)
-    parts = [(torch.full((T + U,), b), *nodes(paths[b, : T + U])) for b, (T, U) in enumerate(shape)]
-    cells = Cells(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    cells = cells_of([path[: T + U] for path, (T, U) in zip(paths, shape, strict=True)])
     band = path_band(cells, frames, lengths, int(frames.max()), int(lengths.max()) + 1, width, margin)
     return labels, frames, lengths, band
 
