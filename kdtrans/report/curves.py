@@ -10,7 +10,11 @@ from typing import Any
 from kdtrans.report.plots import Curve, legend, line_plot
 from kdtrans.report.results import TEACHER
 
-FIGURES = {"loss_transducer": "Transducer loss, nats an utterance", "dev_wer": "Dev WER, % (greedy)"}
+FIGURES = {
+    "loss_transducer": "Transducer loss, nats an utterance",
+    "dev_wer": "Dev WER, % (greedy)",
+    "dev_loss": "Dev transducer loss, nats an utterance",
+}
 
 Metrics = dict[str, list[dict[str, Any]]]
 

@@ -22,6 +22,7 @@ from kdtrans.config import TrainingConfig
 from kdtrans.data.batches import Batch, Position, TrainingBatches
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.checkpoint import load_torch, newest_checkpoint, save_checkpoint
+from kdtrans.training.evaluate import DevScores
 from kdtrans.training.optimizers import ParameterGroup, build_optimizers
 from kdtrans.training.processes import ALONE, Processes
 from kdtrans.training.progress import Meter, TrainingLog, summed
@@ -63,7 +64,7 @@ class Trainer:
         groups: optimiser parameter groups; `lr_scale` multiplies the learning rate, `freeze_updates` freezes at first.
         batches: training data.
         compute: the losses of one batch at an update, counted from 0.
-        evaluate: dev WER (%) of the model it is given.
+        evaluate: scores on dev of the model it is given.
         config: how.
         folder: where checkpoints and metrics live.
         stop: says when to leave with StoppedError.
@@ -76,7 +77,7 @@ class Trainer:
     groups: list[ParameterGroup]
     batches: TrainingBatches
     compute: Callable[[Transducer, Batch, int], Losses]
-    evaluate: Callable[[Transducer], float]
+    evaluate: Callable[[Transducer], DevScores]
     config: TrainingConfig
     folder: Path
     stop: Stop = field(default_factory=Stop)
@@ -153,12 +154,12 @@ class Trainer:
         return batch.position
 
     def _evaluate(self, step: int, log: TrainingLog) -> None:
-        """Dev WER of the average, which becomes the best if that is the lowest so far."""
-        wer = self._evaluate_average()
-        log.dev_wer(step, wer)
-        if wer < self.best.dev_wer:
+        """Score the average on dev; it becomes the best if its WER is the lowest so far."""
+        scores = self._evaluate_average()
+        log.dev(step, scores)
+        if scores.wer < self.best.dev_wer:
             copied = {name: value.to("cpu", copy=True) for name, value in self.average.state.items()}
-            self.best = Best(step, wer, copied)
+            self.best = Best(step, scores.wer, copied)
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
@@ -171,14 +172,14 @@ class Trainer:
             for parameter in group["params"]:
                 parameter.requires_grad_(step >= group.get("freeze_updates", 0))
 
-    def _evaluate_average(self) -> float:
-        """Dev WER of the averaged weights; the model's own are put back."""
+    def _evaluate_average(self) -> DevScores:
+        """Scores of the averaged weights; the model's own are put back."""
         own = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.average.state)
         self.model.eval()
-        wer = self.evaluate(self.model)
+        scores = self.evaluate(self.model)
         self.model.load_state_dict(own)
-        return wer
+        return scores
 
     def _save(self, step: int, position: Position) -> None:
         content = {

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kdtrans.artifacts import naming
 from kdtrans.data.batches import Batch
+from kdtrans.training.evaluate import DevScores
 
 
 class MetricsLog:
@@ -124,10 +125,10 @@ class TrainingLog:
         facts = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         self._reporter.update(step, f"{facts} {speed:.0f}x real time")
 
-    def dev_wer(self, step: int, wer: float) -> None:
-        """WER of dev, %."""
-        self._metrics.write(step, {"dev_wer": wer})
-        self._reporter.update(step, f"dev WER {wer:.2f} %")
+    def dev(self, step: int, scores: DevScores) -> None:
+        """WER and loss of dev."""
+        self._metrics.write(step, {"dev_wer": scores.wer, "dev_loss": scores.loss})
+        self._reporter.update(step, f"dev WER {scores.wer:.2f} % loss {scores.loss:.3f}")
 
     def close(self) -> None:
         self._reporter.close()
