@@ -468,6 +468,8 @@ class KdConfig(Section):
     """Share of the updates at the start, without distillation, in which shift: auto measures."""
     window: NotNegative = 0
     """A node's loss is the least over the shifts tau - window .. tau + window."""
+    encoder_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the distance between the encoders' outputs, for which the teacher runs beside the student; 0: none."""
 
     @property
     def reads_shards(self) -> bool:
@@ -476,7 +478,17 @@ class KdConfig(Section):
 
     @property
     def runs_teacher(self) -> bool:
-        """Whether the loss needs the teacher at every node of the grid, which no shard holds."""
+        """Whether training needs what no shard holds: the teacher at every node of the grid, or its encoder."""
+        return self.encoder_weight > 0 or self.compares_grids
+
+    @property
+    def why_teacher(self) -> str:
+        """The setting for which the teacher runs, as messages name it."""
+        return f"kd.loss {self.loss}" if self.compares_grids else "kd.encoder_weight"
+
+    @property
+    def compares_grids(self) -> bool:
+        """Whether the loss needs the teacher at every node of the grid."""
         return self.weight > 0 and self.loss in ("collapsed", "full_lattice")
 
     @model_validator(mode="after")
@@ -489,6 +501,8 @@ class KdConfig(Section):
         changed = [name for name, default in of_nodes.items() if getattr(self, name) != default]
         if self.loss == "full_sum" and changed:
             raise ValueError(f"kd.{changed[0]} is about nodes, but kd.loss: full_sum compares whole utterances")
+        if self.shift == "auto" and self.encoder_weight and not self.weight:
+            raise ValueError("kd.shift: auto is measured along the teacher's paths: set kd.weight, or name the shift")
         return self
 
 
@@ -809,7 +823,7 @@ class Config(Section):
                 )
         if config.kd.runs_teacher and first.teacher:
             raise ValueError(
-                f"{source}: kd.loss {config.kd.loss} runs the workflow's teacher, but targets '{name}' are those of "
+                f"{source}: {config.kd.why_teacher} runs the workflow's teacher, but targets '{name}' are those of "
                 f"{first.teacher}: choose kd.loss: one_best, or a set without `teacher`"
             )
 

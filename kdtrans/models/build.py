@@ -12,9 +12,9 @@ from kdtrans.models.pretrained.common import PretrainedEncoder
 from kdtrans.models.transducer import Encoder, Transducer
 
 
-def build_student(config: StudentConfig, vocab_size: int) -> Transducer:
-    """A freshly initialised Conformer transducer."""
-    return _transducer(ConformerEncoder(config.encoder, config.masking), config, vocab_size)
+def build_student(config: StudentConfig, vocab_size: int, teacher_dim: int | None = None) -> Transducer:
+    """A freshly initialised Conformer transducer; `teacher_dim`: the teacher's joiner width, where it learns that."""
+    return _transducer(ConformerEncoder(config.encoder, config.masking), config, vocab_size, teacher_dim)
 
 
 def build_teacher(config: TeacherConfig, vocab_size: int, architecture: dict[str, Any] | None = None) -> Transducer:
@@ -22,10 +22,12 @@ def build_teacher(config: TeacherConfig, vocab_size: int, architecture: dict[str
     return _transducer(build_teacher_encoder(config, architecture), config, vocab_size)
 
 
-def _transducer(encoder: Encoder, config: StudentConfig | TeacherConfig, vocab_size: int) -> Transducer:
+def _transducer(
+    encoder: Encoder, config: StudentConfig | TeacherConfig, vocab_size: int, teacher_dim: int | None = None
+) -> Transducer:
     """An encoder and a freshly initialised rest."""
     predictor, is_pruned = build_predictor(vocab_size, config.predictor), config.training.loss == "pruned"
-    return Transducer(encoder, predictor, config.joiner_dim, vocab_size, has_simple=is_pruned)
+    return Transducer(encoder, predictor, config.joiner_dim, vocab_size, is_pruned, teacher_dim)
 
 
 def teacher_groups(model: Transducer, config: TeacherConfig) -> list[dict[str, Any]]:

@@ -56,13 +56,24 @@ class SimpleJoiner(nn.Module):
         return self.encoder_projection(enc_BTE), self.predictor_projection(pred_BUP)
 
 
+TRAINING_ONLY = ("ctc.", "simple.", "to_teacher.")  # how the names of such parameters begin
+
+
 class Transducer(nn.Module):
-    """Encoder, predictor, joiner; used in training only: a CTC head, and for the pruned loss a simple joiner."""
+    """Encoder, predictor, joiner; used in training only: a CTC head, for the pruned loss a simple joiner, and a map to
+    the teacher's projected encoder output where a student learns that (losses/encoder.py).
+    """
 
     fingerprint: str = ""  # identity of the weights, set when they are read from a file
 
     def __init__(
-        self, encoder: Encoder, predictor: Predictor, joiner_dim: int, vocab_size: int, has_simple: bool = False
+        self,
+        encoder: Encoder,
+        predictor: Predictor,
+        joiner_dim: int,
+        vocab_size: int,
+        has_simple: bool = False,
+        teacher_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder: Encoder = encoder
@@ -71,6 +82,7 @@ class Transducer(nn.Module):
         self.joiner = Joiner(encoder.dim, predictor.dim, joiner_dim, vocab_size)
         self.ctc = nn.Linear(encoder.dim, vocab_size)
         self.simple = SimpleJoiner(encoder.dim, predictor.dim, vocab_size) if has_simple else None
+        self.to_teacher = nn.Linear(encoder.dim, teacher_dim) if teacher_dim else None
 
     def encode(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features and lengths -> encoder output (B, T, E) and lengths (B,) in frames of 40 ms."""
@@ -90,5 +102,5 @@ class Transducer(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Parameters that decoding uses: all but the CTC head and the simple joiner."""
-        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith(("ctc.", "simple.")))
+        """Parameters that decoding uses: all but those that are there for training only."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith(TRAINING_ONLY))

@@ -29,7 +29,7 @@ def main(
         checkpoints: folder for checkpoints and metrics; training resumes from it by itself.
         out: model.pt.
         index: index.json of each target set, paths or URIs; needed with unlabelled audio, kd.loss one_best or full_sum.
-        teacher: the teacher's model.pt; needed with kd.loss collapsed or full_lattice.
+        teacher: the teacher's model.pt; needed with kd.loss collapsed or full_lattice, or kd.encoder_weight.
         max_seconds: leave with exit status 75 that long after the start, to be resumed by the same command.
     """
     import torch
@@ -60,7 +60,7 @@ def main(
         inputs += [one.index_file(checkpoints / f"targets-{number}") for number, one in enumerate(stores)]
     if settings.kd.runs_teacher:
         if teacher is None:
-            raise ValueError(f"{config}: kd.loss {settings.kd.loss} runs the teacher: give --teacher")
+            raise ValueError(f"{config}: {settings.kd.why_teacher} runs the teacher: give --teacher")
         beside = load_model(teacher, pieces)
         if store is not None and beside.fingerprint != store.teacher_sha256:
             raise ContractError(
@@ -70,7 +70,8 @@ def main(
         inputs.append(teacher)
     examples, dropped = student_examples(read_cuts(train), pieces, settings, store)
     torch.manual_seed(settings.training.seed)
-    model = build_student(settings, pieces.vocab_size)
+    teacher_dim = beside.joiner.output.in_features if beside is not None and settings.kd.encoder_weight else None
+    model = build_student(settings, pieces.vocab_size, teacher_dim)
     return train_model(
         kind="student",
         model=model,

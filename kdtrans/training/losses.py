@@ -18,6 +18,7 @@ from kdtrans.data.batches import Batch
 from kdtrans.losses.backends import loss_of_logits, pruned_loss
 from kdtrans.losses.band import path_band
 from kdtrans.losses.distillation import Join, gather_logits, one_best_loss, window_loss
+from kdtrans.losses.encoder import encoder_loss
 from kdtrans.losses.fused import arc_scores, fused_transducer_loss
 from kdtrans.losses.grid import Cells, collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
 from kdtrans.models.transducer import Transducer
@@ -50,7 +51,7 @@ def transducer_losses(
     shift: int | ShiftTracker = 0,
     update: int | None = None,
 ) -> Losses:
-    """L = L_transducer + ctc_weight L_ctc + lambda L_kd, each a mean over utterances.
+    """L = L_transducer + ctc_weight L_ctc + lambda L_kd + encoder_weight L_encoder, each a mean over utterances.
 
     Args:
         model: the student, or the teacher while it is fine-tuned.
@@ -63,13 +64,14 @@ def transducer_losses(
 
     Returns:
         `loss`, which is minimised, and its parts, nats; `kd_nodes_dropped`, the nodes of an utterance that fall off the
-        student's grid, where there are any; `kd_shift`, frames, while it is measured, and then there is no `loss_kd`.
+        student's grid, where there are any; `kd_shift`, frames, while it is measured, when nothing is distilled yet.
 
     Raises:
         ValueError: when teacher and student disagree by more than two frames on an utterance, naming it.
     """
     student = run_student(model, batch, config)
     utterances = len(batch.utt_ids)
+    measuring = isinstance(shift, ShiftTracker) and shift.measuring  # asked first: this batch may be the last for it
     if config.loss == "pruned":
         simple_B, loss_B = pruned_part(student, batch, config)
         simple_weight, weight = pruned_weights(config, update)
@@ -89,11 +91,14 @@ def transducer_losses(
             changed = config.fastemit or config.delay_penalty or config.loss in ("banded", "pruned")
             plain_B = transducer_part(student, batch, plain(config)) if changed else loss_B
             losses["loss_kd"] = full_sum_loss(batch.teacher_totals_B, -plain_B)
-        elif kd.runs_teacher:
+        elif kd.compares_grids:
             assert teacher is not None, f"kd.loss {kd.loss} runs the teacher: give it"
             losses |= grid_losses(student, batch, kd, teacher)
         if "loss_kd" in losses:
             total = total + kd.weight * losses["loss_kd"]
+    if kd.encoder_weight > 0 and not measuring:
+        losses["loss_encoder"] = encoder_part(model, student, batch, shift)
+        total = total + kd.encoder_weight * losses["loss_encoder"]
     return {"loss": total, **losses}
 
 
@@ -206,6 +211,17 @@ def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | Shift
         dropped = len(batch.targets) - len(targets)
         loss = one_best_loss(gather_logits(*outputs, targets), targets, kd, utterances)
     return {"loss_kd": loss, **_dropped(dropped, utterances)}
+
+
+def encoder_part(model: Transducer, student: Student, batch: Batch, shift: int | ShiftTracker) -> Tensor:
+    """Distance of the encoders' outputs, shifted like the paths: a mean over utterances."""
+    assert batch.teacher_BTJ is not None
+    assert batch.teacher_frames_B is not None
+    assert model.to_teacher is not None, "the model was built without a map to the teacher: give its width"
+    check_frames(batch, student.frames_B)
+    frames = shift.frames if isinstance(shift, ShiftTracker) else shift
+    ours_BTJ = model.to_teacher(student.enc_BTE.float())
+    return encoder_loss(ours_BTJ, batch.teacher_BTJ, student.frames_B, batch.teacher_frames_B, frames).mean()
 
 
 def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transducer) -> Losses:

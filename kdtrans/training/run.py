@@ -85,7 +85,7 @@ def train_model(
         order = _order(examples, training, unlabelled_ratio, processes)
         if processes.is_first:
             _introduce(model, examples, dropped)
-            if teacher is not None:
+            if kd.compares_grids:
                 largest = largest_grids(examples, order, tokenizer.vocab_size)
                 print(f"the grids of teacher and student take {largest / 1e9:.2f} GB in the largest batch", flush=True)
         measured = round(kd.shift_phase * training.updates) * training.accumulate // processes.count

@@ -104,6 +104,7 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
             {"target_sets": SECOND, "systems": {"baseline": {}, "kd": {**COLLAPSED, "targets": "second"}}},
             ["systems.kd", "kd.loss collapsed", "'second' are those of other.pt"],
         ),
+        ({"student": {"kd": {"encoder_weight": 0.3, "shift": "auto"}}}, ["kd.shift: auto", "set kd.weight"]),
         ({"student": {"kd": {"loss": "full_sum", "shift": 2}}}, ["kd.shift", "full_sum"]),
         ({"student": {"encoder": {"streaming": {"chunk_ms": 50}}}}, ["chunk_ms", "50"]),
         ({"sweep": {"nobody": {"kd.weight": [1.0]}}}, ["sweep: 'nobody'"]),

@@ -38,7 +38,8 @@ CONFIG = TrainingConfig(ctc_weight=0.3, precision="fp32")
 def make_model(seed: int, loss: str = "fused") -> Transducer:
     """A toy transducer without dropout and masks."""
     torch.manual_seed(seed)
-    model = build_student(StudentConfig.model_validate(STUDENT | {"training": {"loss": loss}}), V).eval()
+    config = StudentConfig.model_validate(STUDENT | {"training": {"loss": loss}})
+    model = build_student(config, V, teacher_dim=config.joiner_dim).eval()
     torch.nn.init.normal_(model.joiner.output.weight)  # far from uniform
     return model
 
@@ -87,6 +88,7 @@ KDS: dict[str, dict[str, Any]] = {
     "collapsed": {"loss": "collapsed"},
     "full_lattice": {"loss": "full_lattice", "temperature": 2.0},
     "full_sum": {"loss": "full_sum"},
+    "encoder": {"loss": "one_best", "encoder_weight": 0.4},
 }
 
 
@@ -112,6 +114,7 @@ def test_a_batch_is_the_mean_of_its_utterances(name: str) -> None:
     torch.testing.assert_close(same_gradient, gradient, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sum(g for _, g in alone) / 3, gradient, rtol=1e-4, atol=1e-5)
     parts = together["loss_transducer"] + 0.3 * together["loss_ctc"] + 0.7 * together["loss_kd"]
+    parts = parts + kd.encoder_weight * together.get("loss_encoder", torch.tensor(0.0))
     torch.testing.assert_close(together["loss"], parts)
 
 
@@ -162,7 +165,7 @@ def test_nodes_without_a_cell_of_the_student_are_counted() -> None:
     assert dropped(longer, loss="full_lattice") == pytest.approx(2 * sum(len(y) + 1 for y in LABELS) / 3)
 
 
-@pytest.mark.parametrize("name", ["one_best", "window", "collapsed", "full_lattice"])
+@pytest.mark.parametrize("name", ["one_best", "window", "collapsed", "full_lattice", "encoder"])
 def test_more_than_two_frames_apart_is_refused(name: str) -> None:
     student, teacher = make_model(1), make_model(2)
     batch = make_batch([0, 1, 2], student, teacher)
@@ -260,17 +263,19 @@ def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch)
 def test_a_tracker_watches_the_student_before_it_is_distilled_with_what_was_measured() -> None:
     student, kd = make_model(1), KdConfig(weight=1.0, shift="auto")
     batch = make_batch([0, 1, 2], student, student)
+    kd = kd.model_copy(update={"encoder_weight": 0.2})
     tracker = ShiftTracker(1)
     watched = transducer_losses(student, batch, CONFIG, kd, shift=tracker)
     undistilled = transducer_losses(student, batch, CONFIG, KdConfig())
     assert float(watched["kd_shift"]) == tracker.frames
     assert tracker.frames > 0, "the targets emit everything on frame 1, a random student does not"
-    assert "loss_kd" not in watched
+    assert not {"loss_kd", "loss_encoder"} & set(watched)
     assert torch.equal(watched["loss"], undistilled["loss"])
 
     measured = transducer_losses(student, batch, CONFIG, kd, shift=tracker)
     fixed = transducer_losses(student, batch, CONFIG, kd, shift=tracker.frames)
     assert torch.equal(measured["loss"], fixed["loss"])
+    assert {"loss_kd", "loss_encoder"} < set(measured)
     assert "kd_shift" not in measured
 
 

@@ -42,8 +42,9 @@ def command_of(toy: Workspace, folder: Path, changes: dict[str, Any], teacher: b
         ({"loss": "full_lattice"}, "fused"),
         ({"loss": "full_sum"}, "fused"),
         ({"loss": "one_best"}, "pruned"),
+        ({"encoder_weight": 0.3}, "fused"),
     ],
-    ids=lambda part: str(part.get("loss", "auto")) if isinstance(part, dict) else part,
+    ids=lambda part: str(part.get("loss", next(iter(part)))) if isinstance(part, dict) else part,
 )
 def test_an_interrupted_run_ends_like_an_unbroken_one(
     toy: Workspace,
@@ -54,7 +55,8 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(
     loss: str,
 ) -> None:
     monkeypatch.setattr(shift, "EVERY", 2)
-    runs_teacher = kd.get("loss") in ("collapsed", "full_lattice")
+    compares_grids = kd.get("loss") in ("collapsed", "full_lattice")
+    runs_teacher = compares_grids or "encoder_weight" in kd
     models = []
     for name, budget in (("unbroken", []), ("broken", ["--max-seconds", "0.0"])):
         command = command_of(
@@ -77,15 +79,30 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(
     record = read_json(tmp_path / "broken" / "model.pt.run.json")
     assert record["training_seconds"] >= seconds[-1] - 0.01
     assert any("teacher" in name for name in record["inputs"]) == runs_teacher
-    assert ("GB in the largest batch" in capsys.readouterr().out) == runs_teacher
+    assert ("GB in the largest batch" in capsys.readouterr().out) == compares_grids
     assert ("kd_shift" in record) == bool(measures)
 
 
+@pytest.mark.parametrize(
+    ("kd", "named"),
+    [({"loss": "collapsed", "weight": 1.0}, "kd.loss collapsed"), ({"encoder_weight": 0.1}, "kd.encoder_weight")],
+)
 def test_a_loss_that_runs_the_teacher_asks_for_it(
-    toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], kd: dict[str, Any], named: str
 ) -> None:
-    assert main(command_of(toy, tmp_path / "run", {"kd": {"loss": "collapsed", "weight": 1.0}})) == 1
-    assert "kd.loss collapsed runs the teacher: give --teacher" in capsys.readouterr().err
+    assert main(command_of(toy, tmp_path / "run", {"kd": kd})) == 1
+    assert f"{named} runs the teacher: give --teacher" in capsys.readouterr().err
+
+
+def test_a_student_leaves_the_map_to_its_teacher_behind(toy: Workspace, tmp_path: Path) -> None:
+    command = command_of(toy, tmp_path / "run", {"kd": {"encoder_weight": 0.1}}, teacher=True)
+    assert main(command) == 0
+    rows = read_metrics(tmp_path / "run" / "checkpoints" / "metrics.jsonl")
+    assert all(row["loss_encoder"] > 0 for row in rows if "loss" in row)
+    model = load_model(tmp_path / "run" / "model.pt", Tokenizer(toy.tokenizer))
+    assert model.to_teacher is None
+    record = read_json(tmp_path / "run" / "model.pt.run.json")
+    assert record["parameters"] == model.num_parameters, "the map is not counted"
 
 
 def test_another_teacher_than_that_of_the_pseudo_text_is_refused(
