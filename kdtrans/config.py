@@ -274,6 +274,8 @@ class StreamingConfig(Section):
     """One of these is drawn for each batch (dynamic chunk training)."""
     left_context_ms: FramesMs = 2560
     """How far attention looks back before its chunk."""
+    tail_ms: Annotated[int, Field(ge=0, multiple_of=FRAME_MS)] = 320
+    """Silence put behind every utterance, so that what is said last may be emitted late, and with kd.shift is."""
 
     @field_validator("train_chunks_ms")
     @classmethod

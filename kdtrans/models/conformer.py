@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdtrans.config import ConformerConfig, MaskingConfig
-from kdtrans.contracts import FRAME_SHIFT_MS
-from kdtrans.models.features import log_mel
+from kdtrans.contracts import FRAME_SHIFT_MS, SAMPLE_RATE
+from kdtrans.models.features import SHORTEST, log_mel
 from kdtrans.models.masking import mask
 from kdtrans.models.transducer import Encoder
 from kdtrans.models.warp import warp_frequency
@@ -44,6 +44,7 @@ class ConformerEncoder(Encoder):
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.layers))
         self.head_dim = config.dim // config.heads
         self._history = config.conv_kernel - 1
+        self.tail_frames = config.streaming.tail_ms // FRAME_SHIFT_MS if config.streaming else 0
 
     @property
     def chunk_ms(self) -> int | None:
@@ -66,7 +67,12 @@ class ConformerEncoder(Encoder):
         self._chunk_ms = chunk_ms
 
     def extract(self, waveform_S: Tensor) -> Tensor:
-        """Log-mel features (F, C) of one utterance at 16 kHz; F = round(S / 160)."""
+        """Log-mel features (F, C) of one utterance at 16 kHz, a streaming encoder's tail among its samples.
+
+        F = round(S / 160). Under 10 ms are refused with a ValueError, whatever the tail.
+        """
+        if self.tail_frames and len(waveform_S) >= SHORTEST:
+            waveform_S = F.pad(waveform_S, (0, self.tail_frames * FRAME_SHIFT_MS * SAMPLE_RATE // 1000))
         return log_mel(waveform_S, MEL_CHANNELS)
 
     def forward(self, features_BFC: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,9 +51,10 @@ class StreamingEncoder:
 
     @torch.inference_mode()
     def finish(self) -> list[Tensor]:
-        """End the utterance: the frames (1, T, D) of what is left, one chunk or two.
+        """End the utterance: the frames (1, T, D) of what is left and of the encoder's tail, a chunk or more.
 
-        Two where the audio ends 5 to 7.5 ms after a chunk: that chunk was not complete yet, and another has begun.
+        Without a tail two where the audio ends 5 to 7.5 ms after a chunk: that one was not complete yet, and another
+        has begun.
 
         Raises:
             ValueError: when the whole utterance is under 10 ms.

@@ -15,6 +15,7 @@ class Encoder(nn.Module):
     """What a transducer asks of an encoder; pre-trained ones and the Conformer are such."""
 
     dim: int
+    tail_frames: int = 0  # how many of its frames lie behind the end of the audio
 
     def extract(self, waveform_S: Tensor) -> Tensor:
         """Fixed features of one utterance at 16 kHz: (S,) -> (F, C), or (S, 1) where the encoder eats samples.

@@ -35,6 +35,7 @@ class Student:
 
     join: Join  # in the configured precision
     frames_B: Tensor
+    tail: int  # how many of them lie behind the end of the audio
     enc_BTE: Tensor
     enc_BTJ: Tensor
     pred_BUJ: Tensor
@@ -117,7 +118,16 @@ def run_student(model: Transducer, batch: Batch, config: TrainingConfig) -> Stud
         pred_BUP = model.predictor(batch.labels_BU)
         pred_BUJ = model.project_predictor(pred_BUP)
         simple = model.simple(enc_BTE, pred_BUP) if model.simple else None
-    return Student(join, frames_B, enc_BTE, enc_BTJ, pred_BUJ, list(model.joiner.output.parameters()), simple)
+    return Student(
+        join,
+        frames_B,
+        model.encoder.tail_frames,
+        enc_BTE,
+        enc_BTJ,
+        pred_BUJ,
+        list(model.joiner.output.parameters()),
+        simple,
+    )
 
 
 def transducer_part(student: Student, batch: Batch, config: TrainingConfig, band_BTU: Tensor | None = None) -> Tensor:
@@ -160,7 +170,7 @@ def band_of(student: Student, batch: Batch, config: TrainingConfig, shift: int |
     measuring = isinstance(shift, ShiftTracker) and shift.measuring  # what a band allows is all that it would find
     if config.loss != "banded" or batch.targets is None or measuring:
         return None
-    check_frames(batch, student.frames_B)
+    check_frames(batch, student)
     path = batch.targets.shifted(shift.frames if isinstance(shift, ShiftTracker) else shift, student.frames_B)
     size = (student.enc_BTJ.shape[1], student.pred_BUJ.shape[1])
     cells = Cells(path.utterance_N, path.t_N, path.u_N)
@@ -193,7 +203,7 @@ def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | Shift
     While the shift is measured there is none.
     """
     assert batch.targets is not None
-    check_frames(batch, student.frames_B)
+    check_frames(batch, student)
     utterances = len(batch.utt_ids)
     if isinstance(shift, ShiftTracker):
         if shift.measuring:
@@ -218,7 +228,7 @@ def encoder_part(model: Transducer, student: Student, batch: Batch, shift: int |
     assert batch.teacher_BTJ is not None
     assert batch.teacher_frames_B is not None
     assert model.to_teacher is not None, "the model was built without a map to the teacher: give its width"
-    check_frames(batch, student.frames_B)
+    check_frames(batch, student)
     frames = shift.frames if isinstance(shift, ShiftTracker) else shift
     ours_BTJ = model.to_teacher(student.enc_BTE.float())
     return encoder_loss(ours_BTJ, batch.teacher_BTJ, student.frames_B, batch.teacher_frames_B, frames).mean()
@@ -231,7 +241,7 @@ def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transduce
     """
     assert batch.teacher_BTJ is not None
     assert batch.teacher_frames_B is not None
-    check_frames(batch, student.frames_B)
+    check_frames(batch, student)
     common_B = torch.minimum(student.frames_B, batch.teacher_frames_B)
     cells = real_cells(common_B, batch.label_lengths_B)
     with torch.no_grad():
@@ -253,9 +263,10 @@ def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transduce
     return {"loss_kd": loss, **_dropped(dropped, utterances)}
 
 
-def check_frames(batch: Batch, frames_B: Tensor) -> None:
+def check_frames(batch: Batch, student: Student) -> None:
     """Raise ValueError naming the utterance whose teacher and student frames are too far apart; -1 is no teacher."""
     assert batch.teacher_frames_B is not None
+    frames_B = student.frames_B - student.tail
     apart_B = torch.where(batch.teacher_frames_B < 0, 0, (batch.teacher_frames_B - frames_B).abs())
     if int(apart_B.max()) > MOST_FRAMES_APART:
         worst = int(apart_B.argmax())

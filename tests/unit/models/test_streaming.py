@@ -107,6 +107,31 @@ def test_a_state_does_not_grow_with_the_utterance() -> None:
             assert [block.convolved.shape[2] for block in state.blocks] == [4, 4]
 
 
+# ------------------------------------------------------------------------------------------- the tail
+@pytest.mark.parametrize("tail_ms", [0, 40, 1000])
+def test_a_tail_is_silence_behind_the_audio(tail_ms: int) -> None:
+    encoder, waveform = make(streaming=STREAMING.model_copy(update={"tail_ms": tail_ms})), noise(16 * 333)
+    silence = torch.zeros(16 * tail_ms)
+    torch.testing.assert_close(encoder.extract(waveform), log_mel(torch.cat([waveform, silence]), 80))
+    assert encoder.tail_frames == tail_ms // 40
+    assert len(whole(encoder, waveform)) == 9 + tail_ms // 40
+    found = streamed(encoder, cut_up(waveform, [777]))
+    torch.testing.assert_close(found, whole(encoder, waveform), rtol=0, atol=1e-4)
+
+
+def test_a_tail_makes_no_audio_of_too_little() -> None:
+    encoder = make()
+    with pytest.raises(ValueError, match="159 samples of audio"):
+        encoder.extract(noise(159))
+    stream = StreamingEncoder(encoder)
+    with pytest.raises(ValueError, match="0 samples of audio"):
+        stream.finish()
+
+
+def test_only_streaming_encoders_have_a_tail() -> None:
+    assert make(streaming=None).tail_frames == 0
+
+
 # ------------------------------------------------------------------------------------------- what a frame sees
 def test_the_mask_is_the_definition() -> None:
     for frames, chunk, left in ((1, 4, 1), (13, 4, 1), (13, 4, 6), (9, 1, 2), (9, 20, 3), (12, 3, 40)):

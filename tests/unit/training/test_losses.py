@@ -175,6 +175,21 @@ def test_more_than_two_frames_apart_is_refused(name: str) -> None:
         transducer_losses(student, batch, CONFIG, KdConfig(weight=1.0, **KDS[name]), teacher)
 
 
+@pytest.mark.parametrize("name", ["one_best", "encoder"])
+def test_the_frames_of_a_tail_are_not_the_teachers(name: str) -> None:
+    student, teacher, tail = make_model(1), make_model(2), 5
+    batch = make_batch([0, 1, 2], student, teacher)
+    kd = KdConfig(weight=1.0, **KDS[name])
+    # Its outputs are longer than the teacher's by the tail.
+    batch.features_BFC, batch.lengths_B = F.pad(batch.features_BFC, (0, 0, 0, 4 * tail)), batch.lengths_B + 4 * tail
+    with pytest.raises(ValueError, match=r"utterance utt0: the teacher has 16 frames and the student 21"):
+        transducer_losses(student, batch, CONFIG, kd, teacher)
+    student.encoder.tail_frames = tail
+    losses = transducer_losses(student, batch, CONFIG, kd, teacher, shift=tail)
+    assert "kd_nodes_dropped" not in losses, "the tail has room for what is shifted"
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 @pytest.mark.parametrize("name", ["one_best", "full_sum"])
 def test_a_batch_without_targets_has_no_distillation_loss(name: str) -> None:
     student = make_model(1)
