@@ -52,7 +52,7 @@ def curve(rows: list[dict[str, Any]], key: str) -> Curve:
 
 
 def training_figures(metrics: Metrics, systems: Mapping[str, str]) -> str:
-    """HTML: for the students together, then for the teacher, the loss and the dev WER by update.
+    """HTML: for the students together, then for the teacher, each of FIGURES by update, as far as there are such rows.
 
     Args:
         metrics: rows by run.
@@ -62,13 +62,13 @@ def training_figures(metrics: Metrics, systems: Mapping[str, str]) -> str:
     numbers = {system: number for number, system in enumerate(dict.fromkeys(students.values()))}
     parts = []
     if students:
-        parts += [legend(numbers), _pair(metrics, {run: numbers[system] for run, system in students.items()})]
+        parts += [legend(numbers), _figures(metrics, {run: numbers[system] for run, system in students.items()})]
     if TEACHER in metrics:
-        parts += ["<h3>Teacher</h3>", _pair(metrics, {TEACHER: 0})]
+        parts += ["<h3>Teacher</h3>", _figures(metrics, {TEACHER: 0})]
     return "\n".join(parts)
 
 
-def _pair(metrics: Metrics, colours: dict[str, int]) -> str:
+def _figures(metrics: Metrics, colours: dict[str, int]) -> str:
     figures = [
         line_plot({run: curve(metrics[run], key) for run in colours}, title, "update", colours)
         for key, title in FIGURES.items()

@@ -168,7 +168,9 @@ def make_run(folder: Path, utterances: int = 60) -> dict[str, Any]:
             {"step": s, "loss": 3.0, "loss_transducer": (40 + number) / (1 + s / 60) + rng.normal() * 0.15}
             for s in range(25, 2001, 25)
         ]
-        rows += [{"step": s, "dev_wer": 100 * chance + 40000 / s + rng.normal() * 0.7} for s in range(500, 2001, 250)]
+        for s in range(500, 2001, 250):
+            wer = 100 * chance + 40000 / s + rng.normal() * 0.7
+            rows.append({"step": s, "dev_wer": wer, "dev_loss": wer / 4 + rng.normal() * 0.02})
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         metrics.append(f"{run}={path}")
     kept, found = {"utterances": 236, "hours": 0.1969, "speakers": 12}, {"utterances": 240, "hours": 0.2}
