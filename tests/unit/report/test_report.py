@@ -85,7 +85,7 @@ def test_writes_table_summary_and_page(made_run: dict[str, Any], capsys: pytest.
     assert "at each of its speeds, 0.9, 1;" in page
     assert page.count("<polyline") == 3 * 13
     colours = re.findall(r"stroke: (var\(--c\d\))[^>]*><title>kd_unlabelled-seed\d", page)
-    assert len(colours) == 2 * 3
+    assert len(colours) == 3 * 3
     assert len(set(colours)) == 1
     assert '<th class="number">lm</th>' in page
     assert "found by beam_lm" in page
