@@ -67,7 +67,6 @@ class _State:
     prefixes: Prefixes  # of all of them
 
 
-@torch.inference_mode()
 def beam(
     model: Transducer,
     enc_BTE: Tensor,
@@ -102,34 +101,91 @@ def beam(
     Returns:
         For each utterance up to K hypotheses with different labels, best first; independent of the other utterances.
     """
-    fusion = Fusion(model, lm, lm_weight, ilm_weight)
-    search = _Search(fusion, model.project_encoder(enc_BTE), lengths_B, max_symbols, threshold)
-    state = search.start(beam)
-    while bool((state.frame_B < search.lengths_B).any()):
-        state = search.step(state)
-    return search.hypotheses(state.active)
+    search = BeamSearch(model, len(enc_BTE), beam, max_symbols, lm, lm_weight, ilm_weight, threshold)
+    search.advance(enc_BTE, lengths_B)
+    return search.hypotheses()
 
 
-class _Search:
-    """A batch and how it is searched."""
+class BeamSearch:
+    """The search of `beam`, whose frames may come in stretches: what it finds is that of all of them at once."""
 
-    def __init__(self, fusion: Fusion, enc_BTJ: Tensor, lengths_B: Tensor, max_symbols: int, threshold: float) -> None:
-        self.fusion, self.enc_BTJ, self.max_symbols, self.threshold = fusion, enc_BTJ, max_symbols, threshold
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: Transducer,
+        batch: int,
+        beam: int,
+        max_symbols: int,
+        lm: LanguageModel | None = None,
+        lm_weight: float = 0.0,
+        ilm_weight: float = 0.0,
+        threshold: float = math.inf,
+    ) -> None:
+        """Start `batch` utterances; the other arguments are those of `beam`."""
+        self._fusion, self._trace = Fusion(model, lm, lm_weight, ilm_weight), Trace()
+        self._limits = max_symbols, threshold
+        self._state = _start(self._fusion, batch, beam)
+        self._passed_B = torch.zeros_like(self._state.frame_B)  # frames of the stretches so far
+
+    @torch.inference_mode()
+    def advance(self, enc_BTE: Tensor, lengths_B: Tensor) -> None:
+        """Search the next frames of each utterance.
+
+        A hypothesis leaves each frame by a blank, so that nothing of a stretch's frames is open behind its last one.
+
+        Args:
+            enc_BTE: encoder output.
+            lengths_B: encoder frames of each utterance in it; may be 0.
+        """
+        enc_BTJ = self._fusion.model.project_encoder(enc_BTE)
+        stretch = _Stretch(self._fusion, self._trace, self._passed_B, enc_BTJ, lengths_B, *self._limits)
+        state = replace(self._state, frame_B=torch.zeros_like(self._passed_B))
+        while bool((state.frame_B < stretch.lengths_B).any()):
+            state = stretch.step(state)
+        self._state, self._passed_B = state, self._passed_B + stretch.lengths_B
+
+    @torch.inference_mode()
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """What the hypotheses behind the last frame say, best first."""
+        final, lm = self._state.active, self._fusion.lm
+        found = self._trace.read(final.node, final.score, final.am)
+        if lm is None:
+            return found
+        scores = iter(score_labels(lm, [hypothesis.tokens for nbest in found for hypothesis in nbest]))
+        return [[replace(hypothesis, lm_score=next(scores)) for hypothesis in nbest] for nbest in found]
+
+
+def _start(fusion: Fusion, batch: int, beam: int) -> _State:
+    """The empty prefix in place 0 of each utterance and nothing in the others."""
+    prefixes = fusion.start(batch)
+    zeros_BK = torch.zeros(batch, beam, dtype=torch.long, device=prefixes.pred.device)
+    am_BK = torch.full_like(zeros_BK, -math.inf, dtype=torch.float64)
+    row_BK = zeros_BK + torch.arange(batch, device=zeros_BK.device)[:, None]
+    nothing = Beam(am_BK, zeros_BK.double(), zeros_BK, zeros_BK + NO_NODE, row_BK)
+    am_BK = am_BK.clone()
+    am_BK[:, 0] = 0.0
+    zeros_B = zeros_BK[:, 0]
+    return _State(zeros_B, zeros_B, replace(nothing, am=am_BK), nothing, prefixes)
+
+
+class _Stretch:
+    """Frames of a batch's utterances and how they are searched; those before them are counted in passed_B."""
+
+    def __init__(
+        self,
+        fusion: Fusion,
+        trace: Trace,
+        passed_B: Tensor,
+        enc_BTJ: Tensor,
+        lengths_B: Tensor,
+        max_symbols: int,
+        threshold: float,
+    ) -> None:
+        self.fusion, self.trace, self.passed_B, self.enc_BTJ = fusion, trace, passed_B, enc_BTJ
+        self.max_symbols, self.threshold = max_symbols, threshold
         self.lengths_B = lengths_B.to(enc_BTJ.device)
-        self.trace = Trace()
         self._rows_B = torch.arange(len(enc_BTJ), device=enc_BTJ.device)
         self._window_W = torch.arange(WINDOW, device=enc_BTJ.device)
-
-    def start(self, beam: int) -> _State:
-        """The empty prefix in place 0 of each utterance and nothing in the others."""
-        batch, device = len(self._rows_B), self.enc_BTJ.device
-        zeros_BK = torch.zeros(batch, beam, dtype=torch.long, device=device)
-        am_BK = torch.full((batch, beam), -math.inf, dtype=torch.float64, device=device)
-        nothing = Beam(am_BK, zeros_BK.double(), zeros_BK, zeros_BK + NO_NODE, zeros_BK + self._rows_B[:, None])
-        am_BK = am_BK.clone()
-        am_BK[:, 0] = 0.0
-        zeros_B = zeros_BK[:, 0]
-        return _State(zeros_B, zeros_B, replace(nothing, am=am_BK), nothing, self.fusion.start(batch))
 
     def step(self, state: _State) -> _State:
         """Every utterance takes a blank or a label more: to the next frame where no label comes into question."""
@@ -150,15 +206,6 @@ class _Search:
         grown = replace(grown, row=grown.row + len(kept.pred))
         symbols_B = (state.symbols_B + 1) * grows_B
         return _State(frame_B + ~grows_B, symbols_B, grown.where(grows_B1, finished), waiting, kept.beside(added))
-
-    def hypotheses(self, final: Beam) -> list[list[Hypothesis]]:
-        """What the hypotheses behind the last frame say, best first."""
-        found = self.trace.read(final.node, final.score, final.am)
-        lm = self.fusion.lm
-        if lm is None:
-            return found
-        scores = iter(score_labels(lm, [hypothesis.tokens for nbest in found for hypothesis in nbest]))
-        return [[replace(hypothesis, lm_score=next(scores)) for hypothesis in nbest] for nbest in found]
 
     def _pass_frames(self, state: _State) -> tuple[Beam, Tensor, Tensor]:
         """Take the blanks up to the next frame of the window on which a label comes into question.
@@ -223,7 +270,7 @@ class _Search:
             am=(source.am + logp_BK).masked_fill(~alive_BK, -math.inf),
             bonus=source.bonus + prefixes.bonus.expand(-1, vocab)[source.row, token_BK],
             prefix=source.prefix * HASH_BASE + _salt(vocab, token_BK.device)[token_BK],
-            node=self.trace.add(frame_B, source.node, token_BK, logp_BK),
+            node=self.trace.add(self.passed_B + frame_B, source.node, token_BK, logp_BK),
             row=(alive_BK.flatten().cumsum(0) - 1).clamp(min=0).view_as(token_BK),
         )
         return grown, added

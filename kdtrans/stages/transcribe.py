@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,47 +13,71 @@ if TYPE_CHECKING:
 
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.transducer import Transducer
+    from kdtrans.search.hypothesis import Hypothesis
+    from kdtrans.search.streaming import StreamingSearch
+
+    Whole = Callable[[Transducer, Tensor, Tensor], list[list[Hypothesis]]]
 
 PIECE_MS = 10  # a streaming model is fed the audio in such pieces, as a microphone would
 
 
-def main(model: Path, tokenizer: Path, audio: list[Path], chunk_ms: int | None = None) -> None:
-    """Print `FILE<TAB>text` for each audio file, by greedy search.
+def main(
+    model: Path,
+    tokenizer: Path,
+    audio: list[Path],
+    chunk_ms: int | None = None,
+    beam: int | None = None,
+    lm: Path | None = None,
+    lm_weight: float | None = None,
+) -> None:
+    """Print `FILE<TAB>text` for each audio file, by greedy search or, with --beam, by beam search.
 
-    A streaming model decodes the audio as it would arrive: each chunk's text so far goes to stderr, with the seconds of
-    audio read by then; at the end stderr has the algorithmic latency and the time that computing a chunk takes.
+    A streaming model decodes the audio as it would arrive: each chunk's best text so far goes to stderr, with the
+    seconds of audio read by then; at the end stderr has the algorithmic latency and the time that computing a chunk
+    takes.
 
     Args:
         model: model.pt of a teacher or student.
         tokenizer: sentencepiece model.
         audio: audio files of one channel; any format of libsndfile, resampled to 16 kHz.
         chunk_ms: chunk of a streaming model, a multiple of 40; its own if left out.
+        beam: hypotheses kept; greedy search if left out.
+        lm: token ARPA file for shallow fusion, as the workflow's lm/lm.arpa; needs a beam.
+        lm_weight: its weight.
     """
     from kdtrans.config import SearchConfig
     from kdtrans.data.batches import load_waveform
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.conformer import ConformerEncoder, algorithmic_latency_ms
+    from kdtrans.models.lm import load_lm
+    from kdtrans.search.search import search
+    from kdtrans.search.streaming import start_stream
     from kdtrans.training.checkpoint import load_model, pick_device
 
-    pieces = Tokenizer(tokenizer)
-    system = load_model(model, pieces).to(pick_device())
+    if (lm is None) != (lm_weight is None) or (lm is not None and beam is None):
+        raise ValueError("a language model needs all of --lm, --lm-weight and --beam: give them, or leave it out")
+    settings = {"type": "beam", "beam": beam, "lm": "ngram" if lm else None} if beam is not None else {}
+    config = SearchConfig.model_validate(settings)
+    pieces, device = Tokenizer(tokenizer), pick_device()
+    system = load_model(model, pieces).to(device)
+    fusion = (load_lm("ngram", lm, pieces).to(device), lm_weight or 0.0) if lm else (None, 0.0)
     if chunk_ms is not None:
         if not isinstance(system.encoder, ConformerEncoder) or system.encoder.streaming is None:
             raise ValueError(f"{model} is no streaming model, it has no chunks: leave out --chunk-ms")
         system.encoder.chunk_ms = chunk_ms
     latency_ms = algorithmic_latency_ms(system.encoder)
-    max_symbols = SearchConfig().max_symbols
     cuts = [open_mono(path) for path in audio]  # all of them before any is decoded: errors come early
     compute_ms: list[float] = []
     if latency_ms is not None:
-        warm_up(system, latency_ms, max_symbols)
+        warm_up(start_stream(system, config, *fusion), latency_ms)
     for path, cut in zip(audio, cuts, strict=True):
         waveform_S = load_waveform(cut)
         try:
             if latency_ms is None:
-                tokens = decode_whole(system, waveform_S, max_symbols)
+                whole = partial(search, config=config, lm=fusion[0], lm_weight=fusion[1])
+                tokens = decode_whole(system, waveform_S, whole)
             else:
-                tokens = decode_stream(system, waveform_S, max_symbols, pieces, compute_ms)
+                tokens = decode_stream(start_stream(system, config, *fusion), waveform_S, pieces, compute_ms)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         print(f"{path}\t{pieces.decode(tokens)}", flush=True)
@@ -71,30 +97,26 @@ def open_mono(path: Path) -> MonoCut:
     return cut
 
 
-def decode_whole(model: Transducer, waveform_S: Tensor, max_symbols: int) -> list[int]:
+def decode_whole(model: Transducer, waveform_S: Tensor, search: Whole) -> list[int]:
     """Tokens of a waveform that is seen at once."""
     import torch
-
-    from kdtrans.search.greedy import greedy
 
     device = next(model.parameters()).device
     features_FC = model.encoder.extract(waveform_S)
     with torch.inference_mode():
         enc_BTE, lengths_B = model.encode(features_FC[None].to(device), torch.tensor([len(features_FC)], device=device))
-    return greedy(model, enc_BTE, lengths_B, max_symbols)[0].tokens
+    return search(model, enc_BTE, lengths_B)[0][0].tokens
 
 
 def decode_stream(
-    model: Transducer, waveform_S: Tensor, max_symbols: int, tokenizer: Tokenizer, compute_ms: list[float]
+    stream: StreamingSearch, waveform_S: Tensor, tokenizer: Tokenizer, compute_ms: list[float]
 ) -> list[int]:
     """Tokens of a waveform that arrives in pieces; prints the text so far and appends each chunk's compute time."""
     import sys
     import time
 
     from kdtrans.contracts import SAMPLE_RATE
-    from kdtrans.search.streaming import StreamingGreedy
 
-    stream = StreamingGreedy(model, max_symbols)
     samples = 0
     for piece_S in [*waveform_S.split(SAMPLE_RATE * PIECE_MS // 1000), None]:
         started = time.perf_counter()
@@ -108,14 +130,13 @@ def decode_stream(
     return stream.hypothesis.tokens
 
 
-def warm_up(model: Transducer, latency_ms: float, max_symbols: int) -> None:
+def warm_up(stream: StreamingSearch, latency_ms: float) -> None:
     """Decode a chunk of silence: what is set up at the first use is no part of a chunk's compute time."""
     import torch
 
     from kdtrans.contracts import SAMPLE_RATE
-    from kdtrans.search.streaming import StreamingGreedy
 
-    StreamingGreedy(model, max_symbols).feed(torch.zeros(int(SAMPLE_RATE * latency_ms / 1000)))
+    stream.feed(torch.zeros(int(SAMPLE_RATE * latency_ms / 1000)))
 
 
 def print_speed(latency_ms: float, compute_ms: list[float]) -> None:

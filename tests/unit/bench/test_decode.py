@@ -37,5 +37,7 @@ def test_every_ratio_is_there(material: Material, tmp_path: Path) -> None:
     assert ratios.keys() >= LIMITS.keys()
     assert all(value > 0 for value in ratios.values())
     assert {row.unit for row in rows} == {"CPU s", "%"}
-    p50, p90 = measure_streaming(material)
-    assert 0 < p50.median <= p90.median
+    streaming = measure_streaming(material)
+    assert [row.name.split(",")[1].strip() for row in streaming] == ["greedy", "greedy", "beam", "beam"]
+    for p50, p90 in zip(streaming[::2], streaming[1::2], strict=True):
+        assert 0 < p50.median <= p90.median

@@ -1,7 +1,8 @@
-"""Greedy search chunk by chunk against greedy search on the whole utterance."""
+"""Searches chunk by chunk against the same on the whole utterance."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -13,11 +14,12 @@ from kdtrans.config import ConformerConfig, PredictorConfig, StreamingConfig, St
 from kdtrans.models.build import build_student
 from kdtrans.models.conformer import ConformerEncoder
 from kdtrans.models.transducer import Transducer
+from kdtrans.search.beam import BeamSearch, beam
 from kdtrans.search.greedy import greedy, greedy_from, no_labels
 from kdtrans.search.hypothesis import Hypothesis
-from kdtrans.search.streaming import StreamingGreedy
+from kdtrans.search.streaming import StreamingBeam, StreamingGreedy
 from tests.unit.search.test_search import make as make_search
-from tests.unit.search.test_search import some_speech
+from tests.unit.search.test_search import small_lm, some_speech
 
 
 def make(seed: int, kind: Literal["lstm", "stateless"] = "stateless", streaming: bool = True) -> Transducer:
@@ -40,11 +42,17 @@ def make(seed: int, kind: Literal["lstm", "stateless"] = "stateless", streaming:
     return model
 
 
-def whole(model: Transducer, waveform: torch.Tensor, max_symbols: int) -> tuple[Hypothesis, int]:
+def encoded(model: Transducer, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     features = model.encoder.extract(waveform)
     with torch.inference_mode():
-        enc, frames = model.encode(features[None], torch.tensor([len(features)]))
-    return greedy(model, enc, frames, max_symbols)[0], int(frames)
+        return model.encode(features[None], torch.tensor([len(features)]))
+
+
+def assert_close(found: Hypothesis, expected: Hypothesis) -> None:
+    assert (found.tokens, found.frames) == (expected.tokens, expected.frames)
+    torch.testing.assert_close(found.logps, expected.logps, rtol=1e-3, atol=1e-3)
+    for score in ("score", "am_score", "lm_score"):
+        assert getattr(found, score) == pytest.approx(getattr(expected, score), rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "stateless"])
@@ -56,7 +64,8 @@ def test_chunk_by_chunk_equals_the_whole_utterance(kind: Literal["lstm", "statel
         assert isinstance(model.encoder, ConformerEncoder)
         model.encoder.chunk_ms = chunk_ms
         waveform = 0.1 * torch.randn(samples)
-        expected, frames = whole(model, waveform, max_symbols=3)
+        enc, frames = encoded(model, waveform)
+        expected = greedy(model, enc, frames, max_symbols=3)[0]
         stream = StreamingGreedy(model, max_symbols=3)
         shown: list[int] = []
         chunks = 0
@@ -65,10 +74,8 @@ def test_chunk_by_chunk_equals_the_whole_utterance(kind: Literal["lstm", "statel
             assert stream.hypothesis.tokens[: len(shown)] == shown  # no label is taken back
             shown = stream.hypothesis.tokens
         chunks += stream.finish()
-        assert (stream.hypothesis.tokens, stream.hypothesis.frames) == (expected.tokens, expected.frames)
-        assert (stream.num_frames, chunks) == (frames, -(-frames * 40 // chunk_ms))
-        torch.testing.assert_close(stream.hypothesis.logps, expected.logps, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(stream.hypothesis.am_score, expected.am_score, rtol=1e-3, atol=1e-3)
+        assert_close(stream.hypothesis, expected)
+        assert (stream.num_frames, chunks) == (int(frames), -(-int(frames) * 40 // chunk_ms))
         labels += len(expected.tokens)
     assert labels > 20
 
@@ -86,6 +93,41 @@ def test_the_context_is_all_that_passes_from_stretch_to_stretch(seed: int, split
         assert one.tokens + two.tokens == both.tokens
         assert one.frames + [split + frame for frame in two.frames] == both.frames
         assert one.am_score + two.am_score == pytest.approx(both.am_score, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "stateless"])
+@pytest.mark.parametrize("lm_weight", [0.0, 0.4])
+def test_a_beam_chunk_by_chunk_equals_the_whole_utterance(kind: Literal["lstm", "stateless"], lm_weight: float) -> None:
+    lm, gained = small_lm(7), 0.0
+    for seed, samples in enumerate((160, 5239, 30000)):
+        model, waveform = make(seed, kind), 0.1 * torch.randn(samples)
+        enc, frames = encoded(model, waveform)
+        expected = beam(model, enc, frames, 4, 3, lm, lm_weight, threshold=5.0)[0][0]
+        stream = StreamingBeam(model, 4, 3, lm, lm_weight, threshold=5.0)
+        for piece in waveform.split(700):
+            stream.feed(piece)
+        stream.finish()
+        assert_close(stream.hypothesis, expected)
+        gained += expected.am_score - greedy(model, enc, frames, 3)[0].am_score
+    assert abs(gained) > 0.1, "it would be greedy search"
+
+
+@given(seed=st.integers(0, 1000), splits=st.lists(st.integers(0, 12), min_size=1, max_size=3), width=st.integers(1, 4))
+@settings(deadline=None, max_examples=25)
+def test_a_beams_hypotheses_are_all_that_passes_from_stretch_to_stretch(
+    seed: int, splits: list[int], width: int
+) -> None:
+    """Batched, with utterances that end in any of the stretches."""
+    model = make_search(seed)
+    enc, lengths = some_speech(seed, [12, 5, 8])
+    expected = beam(model, enc, lengths, width, 2, threshold=4.0)
+    search = BeamSearch(model, 3, width, 2, threshold=4.0)
+    for first, last in pairwise([0, *sorted(splits), 12]):
+        search.advance(enc[:, first:last], (lengths - first).clamp(0, last - first))
+    for found, whole in zip(search.hypotheses(), expected, strict=True):
+        assert len(found) == len(whole)
+        for one, other in zip(found, whole, strict=True):
+            assert_close(one, other)
 
 
 def test_what_cannot_stream_is_refused() -> None:

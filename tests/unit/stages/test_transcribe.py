@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from kdtrans.config import ConformerConfig, PredictorConfig, StreamingConfig, StudentConfig, TokenizerConfig
 from kdtrans.data.tokenizer import Tokenizer, train_tokenizer
 from kdtrans.models.build import build_student
+from kdtrans.models.ngram_estimate import estimate, write_arpa
 from kdtrans.stages.transcribe import main
 from kdtrans.training.checkpoint import save_model
 
@@ -45,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def transcribe(folder: Path, model: str, *audio: str, chunk_ms: int | None = None) -> None:
-    main(folder / model, folder / "tokenizer.model", [folder / name for name in audio], chunk_ms)
+def transcribe(folder: Path, model: str, *audio: str, **options: Any) -> None:
+    main(folder / model, folder / "tokenizer.model", [folder / name for name in audio], **options)
 
 
 def test_streaming_prints_growing_text_and_speed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +66,7 @@ def test_streaming_prints_growing_text_and_speed(folder: Path, capsys: pytest.Ca
     assert shown_so_far[3] == texts[str(folder / "a.wav")]
     assert all(later.startswith(sooner) for sooner, later in pairwise(shown_so_far[:4]))
     assert re.fullmatch(
-        r"algorithmic latency 327\.5 ms; compute per chunk: mean [\d.]+ ms, p90 [\d.]+ ms \(8 chunks\)", speed
+        r"algorithmic latency 327\.5 ms; compute per chunk: mean [\d.]+ ms, p90 [\d.]+ ms \(10 chunks\)", speed
     )
 
 
@@ -80,6 +82,25 @@ def test_a_model_that_is_not_streaming_sees_the_whole_file(folder: Path, capsys:
     shown, told = capsys.readouterr()
     assert [line.split("\t")[0] for line in shown.splitlines()] == [str(folder / "b.flac"), str(folder / "a.wav")]
     assert told == ""
+
+
+@pytest.mark.parametrize("model", ["full.pt", "streaming.pt"])
+def test_a_beam_and_an_ngram_can_be_asked_for(folder: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    write_arpa(estimate([["o", "n", "e"], ["t", "w", "o"]], 2), folder / "lm.arpa")
+    texts = []
+    for options in ({}, {"beam": 4}, {"beam": 4, "lm": folder / "lm.arpa", "lm_weight": 2.0}):
+        transcribe(folder, model, "a.wav", **options)
+        texts.append(capsys.readouterr().out.split("\t")[1].strip())
+    assert len(set(texts)) == 3, "each search finds another text in this noise"
+
+
+LM = {"lm": Path("lm.arpa"), "lm_weight": 1.0}
+
+
+@pytest.mark.parametrize("options", [{"beam": 4, "lm": Path("lm.arpa")}, {"beam": 4, "lm_weight": 1.0}, LM])
+def test_a_language_model_is_asked_for_as_a_whole(folder: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs all of --lm, --lm-weight and --beam"):
+        transcribe(folder, "full.pt", "a.wav", **options)
 
 
 @pytest.mark.parametrize(
