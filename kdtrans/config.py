@@ -826,7 +826,7 @@ class Config(Section):
         if config.kd.runs_teacher and first.teacher:
             raise ValueError(
                 f"{source}: {config.kd.why_teacher} runs the workflow's teacher, but targets '{name}' are those of "
-                f"{first.teacher}: choose kd.loss: one_best, or a set without `teacher`"
+                f"{first.teacher}: do without it, or choose a set without `teacher`"
             )
 
     def system(self, name: str) -> StudentConfig:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +9,11 @@ if TYPE_CHECKING:
     from lhotse import MonoCut
     from torch import Tensor
 
+    from kdtrans.config import SearchConfig
     from kdtrans.data.tokenizer import Tokenizer
+    from kdtrans.models.lm import LanguageModel
     from kdtrans.models.transducer import Transducer
-    from kdtrans.search.hypothesis import Hypothesis
     from kdtrans.search.streaming import StreamingSearch
-
-    Whole = Callable[[Transducer, Tensor, Tensor], list[list[Hypothesis]]]
 
 PIECE_MS = 10  # a streaming model is fed the audio in such pieces, as a microphone would
 
@@ -50,7 +47,6 @@ def main(
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.conformer import ConformerEncoder, algorithmic_latency_ms
     from kdtrans.models.lm import load_lm
-    from kdtrans.search.search import search
     from kdtrans.search.streaming import start_stream
     from kdtrans.training.checkpoint import load_model, pick_device
 
@@ -74,8 +70,7 @@ def main(
         waveform_S = load_waveform(cut)
         try:
             if latency_ms is None:
-                whole = partial(search, config=config, lm=fusion[0], lm_weight=fusion[1])
-                tokens = decode_whole(system, waveform_S, whole)
+                tokens = decode_whole(system, waveform_S, config, *fusion)
             else:
                 tokens = decode_stream(start_stream(system, config, *fusion), waveform_S, pieces, compute_ms)
         except ValueError as error:
@@ -97,15 +92,19 @@ def open_mono(path: Path) -> MonoCut:
     return cut
 
 
-def decode_whole(model: Transducer, waveform_S: Tensor, search: Whole) -> list[int]:
+def decode_whole(
+    model: Transducer, waveform_S: Tensor, config: SearchConfig, lm: LanguageModel | None, lm_weight: float
+) -> list[int]:
     """Tokens of a waveform that is seen at once."""
     import torch
+
+    from kdtrans.search.search import search
 
     device = next(model.parameters()).device
     features_FC = model.encoder.extract(waveform_S)
     with torch.inference_mode():
         enc_BTE, lengths_B = model.encode(features_FC[None].to(device), torch.tensor([len(features_FC)], device=device))
-    return search(model, enc_BTE, lengths_B)[0][0].tokens
+    return search(model, enc_BTE, lengths_B, config, lm, lm_weight)[0][0].tokens
 
 
 def decode_stream(
