@@ -224,7 +224,10 @@ def path_losses(student: Student, batch: Batch, kd: KdConfig, shift: int | Shift
 
 
 def encoder_part(model: Transducer, student: Student, batch: Batch, shift: int | ShiftTracker) -> Tensor:
-    """Distance of the encoders' outputs, shifted like the paths: a mean over utterances."""
+    """Distance of the encoders' outputs, shifted like the paths: a mean over utterances.
+
+    What the teacher has beyond the student's last frame does not count (a frame offset of 0).
+    """
     assert batch.teacher_BTJ is not None
     assert batch.teacher_frames_B is not None
     assert model.to_teacher is not None, "the model was built without a map to the teacher: give its width"
