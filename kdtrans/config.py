@@ -274,8 +274,9 @@ class StreamingConfig(Section):
     """One of these is drawn for each batch (dynamic chunk training)."""
     left_context_ms: FramesMs = 2560
     """How far attention looks back before its chunk."""
-    tail_ms: Annotated[int, Field(ge=0, multiple_of=FRAME_MS)] = 320
-    """Silence put behind every utterance, so that what is said last may be emitted late, and with kd.shift is."""
+    tail_ms: Annotated[int, Field(ge=0, multiple_of=FRAME_MS)] = 0
+    """Silence put behind every utterance, for students with kd.shift, whose last labels would fall off the end; without
+    a path to follow, it only invites a student to be late."""
 
     @field_validator("train_chunks_ms")
     @classmethod

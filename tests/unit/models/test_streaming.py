@@ -15,7 +15,7 @@ from kdtrans.models.features import log_mel
 from kdtrans.models.streaming import FeatureStream, StreamingEncoder
 from kdtrans.models.transducer import Encoder
 
-STREAMING = StreamingConfig(chunk_ms=320, train_chunks_ms=[80, 200, 320], left_context_ms=240)
+STREAMING = StreamingConfig(chunk_ms=320, train_chunks_ms=[80, 200, 320], left_context_ms=240, tail_ms=320)
 CHUNKS_MS = (40, 120, 320, 1280)
 
 
