@@ -47,7 +47,7 @@ def test_kill_in_the_middle_of_training_changes_no_number(toy: Workspace, unbrok
     assert main(command) == 0
     assert finished(tmp_path / "model.pt") == unbroken
     rows = (tmp_path / "checkpoints" / "metrics.jsonl").read_text().splitlines()
-    steps = [row.split(",")[0] for row in rows if "loss" in row]
+    steps = [row.split(",")[0] for row in rows if "loss_transducer" in row]
     assert len(steps) == len(set(steps)), "an update was logged twice"
 
 
