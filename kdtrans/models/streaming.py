@@ -8,12 +8,14 @@ Shapes: S samples at 16 kHz, F feature frames (10 ms), T encoder frames (40 ms),
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kdtrans.contracts import FRAME_SHIFT_MS, SAMPLE_RATE
-from kdtrans.models.conformer import FEATURE_SHIFT_MS, FEATURE_WINDOW_MS, ConformerEncoder
+from kdtrans.models.conformer import FEATURE_SHIFT_MS, FEATURE_WINDOW_MS, MEL_CHANNELS, ConformerEncoder
+from kdtrans.models.features import log_mel
 
 SHIFT = int(SAMPLE_RATE * FEATURE_SHIFT_MS / 1000)
 LOOKAHEAD = int(SAMPLE_RATE * (FEATURE_WINDOW_MS - FEATURE_SHIFT_MS) / 2 / 1000)  # samples seen after a frame's own
@@ -38,7 +40,7 @@ class StreamingEncoder:
         assert encoder.chunk_ms is not None
         self._encoder = encoder
         self._chunk_features = encoder.chunk_ms // FRAME_SHIFT_MS * FEATURES_A_FRAME
-        self._features = FeatureStream(encoder.extract)
+        self._features = FeatureStream(partial(log_mel, channels=MEL_CHANNELS), encoder.extract)
 
     @torch.inference_mode()
     def feed(self, waveform_S: Tensor) -> list[Tensor]:
@@ -74,9 +76,17 @@ class FeatureStream:
     utterance starts there too, and for the last ones, unless it ends there too. One frame is kept before the next.
     """
 
-    def __init__(self, extract: Callable[[Tensor], Tensor]) -> None:
-        """Start an utterance; `extract` turns its samples (S,) into features (F, C), as `Encoder.extract` does."""
-        self._extract = extract
+    def __init__(
+        self, extract: Callable[[Tensor], Tensor], extract_last: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Start an utterance.
+
+        Args:
+            extract: turns samples (S,) into features (F, C).
+            extract_last: the same for those that end the utterance, as `Encoder.extract` does with its tail; None:
+                there is none.
+        """
+        self._extract, self._extract_last = extract, extract_last or extract
         self._pieces: list[Tensor] = []
         self._samples = 0
         self._before = 0  # frames of the kept stretch that were taken already: 0 at the utterance's start, then 1
@@ -105,4 +115,4 @@ class FeatureStream:
     def finish(self) -> Tensor:
         """The features (F, C) that are left at the end of the utterance, at least one."""
         self._finished = True
-        return self._extract(torch.cat([torch.zeros(0), *self._pieces]))[self._before :]
+        return self._extract_last(torch.cat([torch.zeros(0), *self._pieces]))[self._before :]

@@ -23,7 +23,7 @@ from kdtrans.losses.fused import arc_scores, fused_transducer_loss
 from kdtrans.losses.grid import Cells, collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
 from kdtrans.models.transducer import Transducer
 from kdtrans.training.loop import Losses, autocast
-from kdtrans.training.shift import ShiftTracker
+from kdtrans.training.shift import ShiftTracker, frames_of, is_measured
 
 # Teacher and student grids of one utterance; more means different audio or a broken frame contract.
 MOST_FRAMES_APART = 2
@@ -72,7 +72,7 @@ def transducer_losses(
     """
     student = run_student(model, batch, config)
     utterances = len(batch.utt_ids)
-    measuring = isinstance(shift, ShiftTracker) and shift.measuring  # asked first: this batch may be the last for it
+    measuring = is_measured(shift)  # asked first: this batch may be the last for it
     if config.loss == "pruned":
         simple_B, loss_B = pruned_part(student, batch, config)
         simple_weight, weight = pruned_weights(config, update)
@@ -167,11 +167,11 @@ def pruned_weights(config: TrainingConfig, update: int | None) -> tuple[float, f
 
 def band_of(student: Student, batch: Batch, config: TrainingConfig, shift: int | ShiftTracker) -> Tensor | None:
     """The nodes (B, T, U + 1) of a banded loss; None: all, as without any path, or while its shift is measured."""
-    measuring = isinstance(shift, ShiftTracker) and shift.measuring  # what a band allows is all that it would find
-    if config.loss != "banded" or batch.targets is None or measuring:
+    # While tau is measured, what a band allows is all that it would find.
+    if config.loss != "banded" or batch.targets is None or is_measured(shift):
         return None
     check_frames(batch, student)
-    path = batch.targets.shifted(shift.frames if isinstance(shift, ShiftTracker) else shift, student.frames_B)
+    path = batch.targets.shifted(frames_of(shift), student.frames_B)
     size = (student.enc_BTJ.shape[1], student.pred_BUJ.shape[1])
     cells = Cells(path.utterance_N, path.t_N, path.u_N)
     return path_band(cells, student.frames_B, batch.label_lengths_B, *size, config.band_width, config.band_margin)
@@ -232,9 +232,9 @@ def encoder_part(model: Transducer, student: Student, batch: Batch, shift: int |
     assert batch.teacher_frames_B is not None
     assert model.to_teacher is not None, "the model was built without a map to the teacher: give its width"
     check_frames(batch, student)
-    frames = shift.frames if isinstance(shift, ShiftTracker) else shift
     ours_BTJ = model.to_teacher(student.enc_BTE.float())
-    return encoder_loss(ours_BTJ, batch.teacher_BTJ, student.frames_B, batch.teacher_frames_B, frames).mean()
+    frames = student.frames_B, batch.teacher_frames_B
+    return encoder_loss(ours_BTJ, batch.teacher_BTJ, *frames, frames_of(shift)).mean()
 
 
 def grid_losses(student: Student, batch: Batch, kd: KdConfig, teacher: Transducer) -> Losses:

@@ -86,6 +86,16 @@ class ShiftTracker:
         self.frames, self._batches, self._counts = state["frames"], state["batches"], state["counts"].clone()
 
 
+def is_measured(shift: int | ShiftTracker) -> bool:
+    """Whether tau is still being measured, and nothing may be distilled yet."""
+    return isinstance(shift, ShiftTracker) and shift.measuring
+
+
+def frames_of(shift: int | ShiftTracker) -> int:
+    """tau in frames, as far as it is known."""
+    return shift.frames if isinstance(shift, ShiftTracker) else shift
+
+
 def label_nodes(targets: NodeTargets) -> tuple[Tensor, Tensor, Tensor]:
     """Utterance, frame and label index (M,) of the nodes that emit a label: the next node is one label further."""
     here, after = slice(None, -1), slice(1, None)
