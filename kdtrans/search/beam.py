@@ -101,7 +101,8 @@ def beam(
     Returns:
         For each utterance up to K hypotheses with different labels, best first; independent of the other utterances.
     """
-    search = BeamSearch(model, len(enc_BTE), beam, max_symbols, lm, lm_weight, ilm_weight, threshold)
+    fusion = Fusion(model, lm, lm_weight, ilm_weight)
+    search = BeamSearch(fusion, len(enc_BTE), beam, max_symbols, threshold)
     search.advance(enc_BTE, lengths_B)
     return search.hypotheses()
 
@@ -110,19 +111,9 @@ class BeamSearch:
     """The search of `beam`, whose frames may come in stretches: what it finds is that of all of them at once."""
 
     @torch.inference_mode()
-    def __init__(
-        self,
-        model: Transducer,
-        batch: int,
-        beam: int,
-        max_symbols: int,
-        lm: LanguageModel | None = None,
-        lm_weight: float = 0.0,
-        ilm_weight: float = 0.0,
-        threshold: float = math.inf,
-    ) -> None:
-        """Start `batch` utterances; the other arguments are those of `beam`."""
-        self._fusion, self._trace = Fusion(model, lm, lm_weight, ilm_weight), Trace()
+    def __init__(self, fusion: Fusion, batch: int, beam: int, max_symbols: int, threshold: float = math.inf) -> None:
+        """Start `batch` utterances with a model beside its language models; the other arguments are those of `beam`."""
+        self._fusion, self._trace = fusion, Trace()
         self._limits = max_symbols, threshold
         self._state = _start(self._fusion, batch, beam)
         self._passed_B = torch.zeros_like(self._state.frame_B)  # frames of the stretches so far

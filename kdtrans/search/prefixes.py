@@ -41,7 +41,10 @@ class Fusion:
     output at zero, over labels without blank (Meng et al. 2021, arXiv 2011.01991).
     """
 
-    def __init__(self, model: Transducer, lm: LanguageModel | None, lm_weight: float, ilm_weight: float) -> None:
+    @torch.inference_mode()
+    def __init__(
+        self, model: Transducer, lm: LanguageModel | None = None, lm_weight: float = 0.0, ilm_weight: float = 0.0
+    ) -> None:
         """Prepare the models.
 
         Args:

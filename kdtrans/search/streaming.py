@@ -18,6 +18,7 @@ from kdtrans.models.transducer import Transducer
 from kdtrans.search.beam import BeamSearch
 from kdtrans.search.greedy import greedy_from, no_labels
 from kdtrans.search.hypothesis import Hypothesis
+from kdtrans.search.prefixes import Fusion
 
 
 class StreamingSearch:
@@ -102,7 +103,7 @@ class StreamingBeam(StreamingSearch):
     ) -> None:
         """Start an utterance; all but the model as in `beam`."""
         super().__init__(model)
-        self._search = BeamSearch(model, 1, beam, max_symbols, lm, lm_weight, threshold=threshold)
+        self._search = BeamSearch(Fusion(model, lm, lm_weight), 1, beam, max_symbols, threshold)
 
     @property
     def hypothesis(self) -> Hypothesis:

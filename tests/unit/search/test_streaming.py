@@ -17,6 +17,7 @@ from kdtrans.models.transducer import Transducer
 from kdtrans.search.beam import BeamSearch, beam
 from kdtrans.search.greedy import greedy, greedy_from, no_labels
 from kdtrans.search.hypothesis import Hypothesis
+from kdtrans.search.prefixes import Fusion
 from kdtrans.search.streaming import StreamingBeam, StreamingGreedy
 from tests.unit.search.test_search import make as make_search
 from tests.unit.search.test_search import small_lm, some_speech
@@ -121,7 +122,7 @@ def test_a_beams_hypotheses_are_all_that_passes_from_stretch_to_stretch(
     model = make_search(seed)
     enc, lengths = some_speech(seed, [12, 5, 8])
     expected = beam(model, enc, lengths, width, 2, threshold=4.0)
-    search = BeamSearch(model, 3, width, 2, threshold=4.0)
+    search = BeamSearch(Fusion(model), 3, width, 2, threshold=4.0)
     for first, last in pairwise([0, *sorted(splits), 12]):
         search.advance(enc[:, first:last], (lengths - first).clamp(0, last - first))
     for found, whole in zip(search.hypotheses(), expected, strict=True):
