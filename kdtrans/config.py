@@ -583,7 +583,7 @@ class SearchConfig(Section):
     type: Literal["greedy", "beam", "fsa"] = "greedy"
     """fsa: k2's search, one symbol a frame, for systems with a stateless predictor."""
     beam: Annotated[int, Field(ge=1, le=255)] = 4
-    """Hypotheses kept an utterance; fsa: contexts of the predictor."""
+    """Hypotheses kept an utterance; fsa: contexts of the predictor, and hypotheses returned."""
     lm: Literal["ngram", "lstm"] | None = None
     """Shallow fusion with this language model; its weight is tuned on dev."""
     ilm_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -703,8 +703,8 @@ class DecodeConfig(Section):
             if search.rescore is None:
                 continue
             first = self.searches.get(search.rescore)
-            if first is None or first.type != "beam" or first.rescore:
-                raise ValueError(f"searches.{name}.rescore: '{search.rescore}' is no search of type beam")
+            if first is None or first.type == "greedy" or first.rescore:
+                raise ValueError(f"searches.{name}.rescore: '{search.rescore}' is no search of type beam or fsa")
             if first.chunk_ms != search.chunk_ms:
                 raise ValueError(f"searches.{name}: rescore: {search.rescore} has another chunk_ms, give the same")
         return self

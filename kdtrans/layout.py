@@ -142,15 +142,15 @@ class Layout:
     def searches_of(self, run: str) -> list[str]:
         """The searches that a run is decoded with.
 
-        Those that name a chunk size are for streaming students, and those of type fsa for stateless predictors, which
-        the configuration asks of all students.
+        Those that name a chunk size are for streaming students, and those of type fsa, and what ranks their hypotheses
+        anew, for stateless predictors, which the configuration asks of all students.
         """
         streaming = run in self.students and self.students[run].config.encoder.streaming
         stateless = run in self.students or self.config.teacher.predictor.type == "stateless"
         return [
             name
             for name, search in self.searches.items()
-            if (streaming or not search.chunk_ms) and (stateless or search.type != "fsa")
+            if (streaming or not search.chunk_ms) and (stateless or self.searches[search.rescore or name].type != "fsa")
         ]
 
     def lm_weight(self, run: str, search: str) -> str:

@@ -7,7 +7,6 @@ C labels of a context.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from kdtrans.models.ngram import Ngram
 from kdtrans.models.predictor import StatelessPredictor
 from kdtrans.models.transducer import Transducer
 from kdtrans.search.fsa_graph import label_graph
+from kdtrans.search.fsa_nbest import best_paths, lattice_arcs
 from kdtrans.search.hypothesis import Hypothesis
 
 STATES_A_CONTEXT = 8
@@ -35,20 +35,22 @@ def fsa(
     threshold: float = math.inf,
     lm: Ngram | None = None,
     lm_weight: float = 0.0,
-) -> list[Hypothesis]:
-    """The best path with one symbol a frame, a label or a blank (k2's RnntDecodingStreams, arXiv 2211.00484).
+) -> list[list[Hypothesis]]:
+    """The best label sequences, a label or a blank a frame (k2's RnntDecodingStreams, arXiv 2211.00484).
 
     Args:
         model: transducer in eval mode whose predictor is stateless.
         enc_BTE: encoder output.
         lengths_B: encoder frames of each utterance.
         beam: contexts of the predictor kept an utterance (k2's max_contexts); of their states, 8 for each (max_states).
+            So many hypotheses are returned, if the lattice has them.
         threshold: nats; what is further below the best state of a frame is dropped (k2's beam).
         lm: n-gram, or none.
         lm_weight: its weight, not negative; a blank and the sentence end get no language-model score.
 
     Returns:
-        One hypothesis an utterance, independent of the other utterances; am_score is the log-probability of its path.
+        Hypotheses of each utterance, best first, independent of the other utterances: those of the lattice that the
+        search leaves. am_score is the log-probability of the best path of these labels.
 
     Raises:
         ValueError: when k2 is not installed, the predictor is not stateless, or the graph would be too large.
@@ -81,7 +83,13 @@ def fsa(
     lengths = lengths_B.tolist()
     # No state of the graph is final, so all of them may end: that is what k2 calls partial.
     lattice = streams.format_output([length + 1 for length in lengths], allow_partial=True)
-    return _hypotheses(k2.shortest_path(lattice, use_double_scores=True), lengths, lm_weight)
+    logp_A = lattice.scores.double() - lm_weight * lattice.lm_scores.double()
+    labels, logps, lm_scores = (column.tolist() for column in (lattice.labels, logp_A, lattice.lm_scores.double()))
+    found = []
+    for arcs, first in lattice_arcs(lattice):
+        paths = [[first + arc for arc in path] for path in best_paths(arcs, beam)]
+        found.append([_hypothesis(path, labels, logps, lm_scores, lm_weight) for path in paths])
+    return found
 
 
 def context_of(model: Transducer) -> int:
@@ -104,16 +112,12 @@ def _log_probs(model: Transducer, enc_NJ: Tensor, contexts_NC: Tensor, ended_N: 
     return logp_NV
 
 
-def _hypotheses(best: Any, lengths: list[int], lm_weight: float) -> list[Hypothesis]:
-    """Read the best path of each utterance: an arc for each of its frames, then the final one."""
-    lm_scores = best.lm_scores.double()
-    logps = best.scores.double() - lm_weight * lm_scores
-    columns = [column.cpu().split([length + 1 for length in lengths]) for column in (best.labels, logps, lm_scores)]
-    hypotheses = []
-    for length, labels, logp, lm_score in zip(lengths, *columns, strict=True):
-        frames = labels[:length].nonzero()[:, 0]  # the label of a blank's arc is 0
-        am, lm = float(logp[:length].sum()), float(lm_score[:length].sum())
-        hypotheses.append(
-            Hypothesis(labels[frames].tolist(), frames.tolist(), logp[frames].tolist(), am + lm_weight * lm, am, lm)
-        )
-    return hypotheses
+def _hypothesis(
+    path: list[int], labels: list[int], logps: list[float], lm_scores: list[float], lm_weight: float
+) -> Hypothesis:
+    """What a path of the lattice's arcs stands for: an arc for each frame, then the final one."""
+    frames = [frame for frame, arc in enumerate(path[:-1]) if labels[arc] != BLANK]
+    emitted = [path[frame] for frame in frames]
+    am, lm = sum(logps[arc] for arc in path[:-1]), sum(lm_scores[arc] for arc in path[:-1])
+    tokens, token_logps = [labels[arc] for arc in emitted], [logps[arc] for arc in emitted]
+    return Hypothesis(tokens, frames, token_logps, am + lm_weight * lm, am, lm)

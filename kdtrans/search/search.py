@@ -35,7 +35,7 @@ def search(
         lm_weight: its weight in shallow fusion.
 
     Returns:
-        For each utterance its hypotheses, best first: one of them for greedy and fsa, up to `beam` for beam.
+        For each utterance its hypotheses, best first: one of them for greedy, up to `beam` for the others.
 
     Raises:
         ValueError: when the configuration asks for a language model and none is given, or for other hypotheses; for
@@ -52,7 +52,6 @@ def search(
     if config.type == "fsa":
         if fused is not None and not isinstance(fused, Ngram):
             raise ValueError(f"type: fsa needs an n-gram, but was given {type(fused).__name__}: decode with type: beam")
-        found = fsa(model, enc_BTE, lengths_B, config.beam, threshold, fused, lm_weight)
-        return [[hypothesis] for hypothesis in found]
+        return fsa(model, enc_BTE, lengths_B, config.beam, threshold, fused, lm_weight)
     width, symbols, ilm_weight = config.beam, config.max_symbols, config.ilm_weight
     return beam(model, enc_BTE, lengths_B, width, symbols, fused, lm_weight, ilm_weight, threshold)

@@ -126,12 +126,8 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
             ["rescore: x", "type: beam"],
         ),
         (
-            {
-                "decode": {
-                    "searches": {"k2": {"type": "fsa"}, "again": {"type": "beam", "lm": "ngram", "rescore": "k2"}}
-                }
-            },
-            ["searches.again.rescore: 'k2' is no search of type beam"],
+            {"decode": {"searches": {"one": {}, "again": {"type": "beam", "lm": "ngram", "rescore": "one"}}}},
+            ["searches.again.rescore: 'one' is no search of type beam or fsa"],
         ),
         (
             {"decode": {"searches": {"k2": {"type": "fsa"}}}, "student": {"predictor": {"type": "lstm"}}},

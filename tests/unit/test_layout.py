@@ -8,15 +8,23 @@ from kdtrans.config import Config, validate
 from kdtrans.layout import Layout
 
 
-@pytest.mark.parametrize(("predictor", "teachers"), [("lstm", ["greedy"]), ("stateless", ["greedy", "fsa"])])
+@pytest.mark.parametrize(("predictor", "teachers"), [("lstm", ["greedy"]), ("stateless", ["greedy", "fsa", "again"])])
 def test_a_search_decodes_the_runs_that_it_can(predictor: str, teachers: list[str]) -> None:
-    """A streaming search streaming students, k2's the teacher only with a stateless predictor."""
+    """A streaming search streaming students, k2's, and what is ranked anew of it, the teacher only with a stateless predictor."""
     values = {
         "teacher": {"predictor": {"type": predictor}},
         "systems": {"baseline": {}, "streaming": {"encoder": {"streaming": {}}}},
-        "decode": {"searches": {"greedy": {}, "beam_lm": None, "fsa": {"type": "fsa"}, "short": {"chunk_ms": 320}}},
+        "decode": {
+            "searches": {
+                "greedy": {},
+                "beam_lm": None,
+                "fsa": {"type": "fsa"},
+                "again": {"type": "beam", "lm": "ngram", "rescore": "fsa"},
+                "short": {"chunk_ms": 320},
+            }
+        },
     }
     layout = Layout(validate(Config, values, "here"))
     assert layout.searches_of("teacher") == teachers
-    assert layout.searches_of("baseline") == ["greedy", "fsa"]
-    assert layout.searches_of("streaming") == ["greedy", "fsa", "short"]
+    assert layout.searches_of("baseline") == ["greedy", "fsa", "again"]
+    assert layout.searches_of("streaming") == ["greedy", "fsa", "again", "short"]
