@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def lattice_arcs(lattice: Any) -> list[tuple[list[Arc], int]]:
     every = [Arc(*ends, score) for ends, score in zip(values, scores, strict=True)]
     states, arcs = lattice.arcs.row_splits(1).tolist(), lattice.arcs.row_splits(2).tolist()
     firsts = [arcs[state] for state in states]
-    return [(every[first:last], first) for first, last in zip(firsts, firsts[1:], strict=False)]
+    return [(every[first:last], first) for first, last in itertools.pairwise(firsts)]
 
 
 def _best(partials: dict[int, Partial], count: int) -> list[Partial]:

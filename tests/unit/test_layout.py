@@ -10,7 +10,7 @@ from kdtrans.layout import Layout
 
 @pytest.mark.parametrize(("predictor", "teachers"), [("lstm", ["greedy"]), ("stateless", ["greedy", "fsa", "again"])])
 def test_a_search_decodes_the_runs_that_it_can(predictor: str, teachers: list[str]) -> None:
-    """A streaming search streaming students, k2's, and what is ranked anew of it, the teacher only with a stateless predictor."""
+    """A streaming search streaming students; k2's, or what ranks it anew, the teacher with a stateless predictor."""
     values = {
         "teacher": {"predictor": {"type": predictor}},
         "systems": {"baseline": {}, "streaming": {"encoder": {"streaming": {}}}},

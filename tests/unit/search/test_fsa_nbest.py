@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -15,7 +16,7 @@ def make(seed: int, frames: int, width: int) -> list[Arc]:
     layers = [[0], *([1 + frame * width + place for place in range(width)] for frame in range(frames))]
     arcs = [
         Arc(source, target, draw.randint(0, 2), draw.uniform(-3.0, 0.0))
-        for sources, targets in zip(layers, layers[1:], strict=False)
+        for sources, targets in itertools.pairwise(layers)
         for source in sources
         for target in targets
         if draw.random() < 0.7
