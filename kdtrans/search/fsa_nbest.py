@@ -67,9 +67,8 @@ def best_paths(arcs: list[Arc], count: int) -> list[list[int]]:
 
 def lattice_arcs(lattice: Any) -> list[tuple[list[Arc], int]]:
     """Each utterance's arcs, and the number of its first one among all of the lattice's (a k2.Fsa of several)."""
-    values = lattice.arcs.values()[:, :3].tolist()
-    scores = lattice.scores.double().tolist()
-    every = [Arc(*ends, score) for ends, score in zip(values, scores, strict=True)]
+    columns = [*lattice.arcs.values()[:, :3].T.tolist(), lattice.scores.double().tolist()]
+    every = [Arc(*values) for values in zip(*columns, strict=True)]
     states, arcs = lattice.arcs.row_splits(1).tolist(), lattice.arcs.row_splits(2).tolist()
     firsts = [arcs[state] for state in states]
     return [(every[first:last], first) for first, last in itertools.pairwise(firsts)]
