@@ -37,6 +37,7 @@ def main(
     from kdtrans.targets.make import make_targets, read_paths
     from kdtrans.targets.shards import Target, write_shard
     from kdtrans.training.checkpoint import load_model, pick_device
+    from kdtrans.training.precision import choose_products
     from kdtrans.training.progress import Reporter
 
     settings = configuration.read(configuration.TargetsConfig, config)
@@ -51,6 +52,7 @@ def main(
         paths = read_paths(along, pieces, manifest) if along else None
         device = pick_device()
         teacher = load_model(model, pieces).to(device)
+        choose_products("auto", device, teacher.encoder.dim)
         fusion = load_lm(kind, lm, pieces).to(device) if kind and lm else None
         utterances = read_cuts([cuts])
         if not utterances:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kdtrans.config import TrainingConfig
 from kdtrans.data.batches import Batch, Position, TrainingBatches
@@ -211,31 +209,6 @@ class Trainer:
             print(f"resuming at update {content['step']} of {self.config.updates}", flush=True)
         epoch, index = content["position"]
         return content["step"], (epoch, index), Best(**content["best"]), content["seconds"]
-
-
-@contextmanager
-def autocast(precision: str, device: torch.device, width: int) -> Iterator[None]:
-    """A context that multiplies in bf16 where asked for, or where `auto` expects it to pay.
-
-    On CUDA it pays where the hardware knows bf16; on a CPU with AMX only for wide encoders (measured: twice as fast at
-    width 384, half as fast at width 96). The fused attention is slow in bf16 on CPUs, twice as slow backwards as the
-    plain one (measured on AMX), so there it is plain.
-
-    Raises:
-        ValueError: when bf16 is asked for on a CPU without it, where LSTMs would fail in the midst of training.
-    """
-    if device.type == "cuda":
-        pays = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        pays = width >= 256 and torch.cpu._is_amx_tile_supported()
-    if precision != "bf16" and not (precision == "auto" and pays):
-        yield
-        return
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise ValueError("training.precision is bf16, which this CPU cannot compute in: set it to auto or fp32")
-    backend = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16), backend:
-        yield
 
 
 def _check_finite(values: dict[str, Tensor], utt_ids: list[str], step: int) -> None:

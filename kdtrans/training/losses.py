@@ -22,7 +22,8 @@ from kdtrans.losses.encoder import encoder_loss
 from kdtrans.losses.fused import arc_scores, fused_transducer_loss
 from kdtrans.losses.grid import Cells, collapsed_loss, full_lattice_loss, full_sum_loss, next_labels, real_cells
 from kdtrans.models.transducer import Transducer
-from kdtrans.training.loop import Losses, autocast
+from kdtrans.training.loop import Losses
+from kdtrans.training.precision import autocast
 from kdtrans.training.shift import ShiftTracker, frames_of, is_measured
 
 # Teacher and student grids of one utterance; more means different audio or a broken frame contract.

@@ -31,6 +31,7 @@ from kdtrans.training.evaluate import dev_evaluation
 from kdtrans.training.loop import StoppedError, Trainer
 from kdtrans.training.losses import transducer_losses
 from kdtrans.training.optimizers import ParameterGroup
+from kdtrans.training.precision import choose_products
 from kdtrans.training.processes import Processes, SharedOrder, joined
 from kdtrans.training.shift import ShiftTracker
 from kdtrans.training.stopping import Stop
@@ -82,6 +83,7 @@ def train_model(
                 )
             return 0
         model.to(pick_device())
+        choose_products(training.precision, pick_device(), model.encoder.dim)
         order = _order(examples, training, unlabelled_ratio, processes)
         if processes.is_first:
             _introduce(model, examples, dropped)

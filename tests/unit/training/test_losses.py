@@ -20,7 +20,6 @@ from kdtrans.losses.grid import collapsed_loss, full_lattice_loss, next_labels, 
 from kdtrans.losses.transducer import node_log_probs, transducer_loss
 from kdtrans.models.build import build_student
 from kdtrans.models.transducer import Transducer
-from kdtrans.training.loop import autocast
 from kdtrans.training.losses import (
     Student,
     band_of,
@@ -28,6 +27,7 @@ from kdtrans.training.losses import (
     transducer_losses,
     transducer_part,
 )
+from kdtrans.training.precision import autocast
 from kdtrans.training.shift import ShiftTracker
 from tests.tiny import STUDENT
 
