@@ -527,6 +527,8 @@ class StudentConfig(Section):
     predictor: PredictorConfig = PredictorConfig(type="stateless", dim=96)
     joiner_dim: Size = 96
     masking: MaskingConfig = MaskingConfig()
+    splice: Fraction = 0.0
+    """Share of the pairs of utterances in a batch that exchange their ends between two words of the teacher's paths."""
     unlabelled: bool = False
     """Train on unlabelled audio too, with the teacher's pseudo text."""
     unlabelled_ratio: Annotated[float, Field(gt=0)] | None = None
@@ -562,6 +564,15 @@ class StudentConfig(Section):
             raise ValueError(
                 f"targets {self.target_sets} are averaged node by node: that needs kd.loss: one_best, "
                 f"not {self.kd.loss}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _splices_paths(self) -> StudentConfig:
+        if self.splice and not (self.kd.weight and self.kd.loss == "one_best"):
+            raise ValueError(
+                f"splice {self.splice:g} cuts where the teacher's path has words: it needs kd.loss: one_best with a "
+                f"weight above 0, not {self.kd.loss} with {self.kd.weight:g}"
             )
         return self
 

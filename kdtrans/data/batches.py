@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from kdtrans.contracts import FRAME_SHIFT_MS
-from kdtrans.losses.distillation import NodeTargets
+from kdtrans.losses.distillation import NodeTargets, joined_targets
 
 Extract = Callable[[Tensor], Tensor]
 Position = tuple[int, int]  # epoch, batch within it
@@ -102,6 +102,9 @@ class Batch:
 
     def _parts(self) -> list[tuple[str, Tensor | NodeTargets]]:
         return [(name, value) for name, value in vars(self).items() if isinstance(value, (Tensor, NodeTargets))]
+
+
+Change = Callable[[Batch, np.random.Generator], Batch]
 
 
 class FeatureCache:
@@ -202,6 +205,7 @@ class TrainingBatches(Dataset[Batch]):
         features: a cut -> (F, C).
         workers: processes that load audio and targets; 0: none but this one.
         teacher: a cut -> the teacher's projected encoder output (T, J), where the teacher runs beside the student.
+        change: makes another batch of a batch, by a seeded generator (data/splice.py); None: it stays as it is.
     """
 
     def __init__(
@@ -211,9 +215,10 @@ class TrainingBatches(Dataset[Batch]):
         features: FeatureCache,
         workers: int = 0,
         teacher: FeatureCache | None = None,
+        change: Change | None = None,
     ) -> None:
         self.examples, self.order, self.features, self.workers = examples, order, features, workers
-        self.teacher = teacher
+        self.teacher, self.change = teacher, change
 
     def __getitem__(self, item: tuple[Position, list[int]]) -> Batch:
         position, indices = item
@@ -222,6 +227,8 @@ class TrainingBatches(Dataset[Batch]):
         random = np.random.default_rng((self.order.seed, *position))
         read = [draw(example.labellings, random).read() for example in examples]
         batch = collate([example.cut for example in examples], read, self.features, self.teacher)
+        if self.change is not None:
+            batch = self.change(batch, random)
         batch.position = position
         return batch
 
@@ -331,13 +338,7 @@ def _join_targets(targets: list[NodeTargets | None]) -> NodeTargets | None:
     present = [(i, target) for i, target in enumerate(targets) if target is not None]
     if not present:
         return None
-    return NodeTargets(
-        utterance_N=torch.cat([torch.full((len(target),), i) for i, target in present]),
-        t_N=torch.cat([target.t_N for _, target in present]),
-        u_N=torch.cat([target.u_N for _, target in present]),
-        ids_NK=torch.cat([target.ids_NK for _, target in present]),
-        logp_NK=torch.cat([target.logp_NK for _, target in present]),
-    )
+    return joined_targets([replace(target, utterance_N=torch.full((len(target),), i)) for i, target in present])
 
 
 def _repeat(members: np.ndarray, times: float, random: np.random.Generator) -> np.ndarray:

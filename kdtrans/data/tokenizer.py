@@ -15,6 +15,7 @@ from kdtrans.contracts import BLANK, UNKNOWN, ContractError
 
 log = logging.getLogger(__name__)
 
+SPACE = "\u2581"  # what sentencepiece writes for the space before a word
 MOST_PIECES = 65536  # ids are stored as uint16
 
 
@@ -53,6 +54,11 @@ class Tokenizer:
             )
         self.pieces: list[str] = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         self.sha256 = sha256_file(path)
+
+    @property
+    def starts_word(self) -> list[bool]:
+        """Whether the piece of every id is the first of a word."""
+        return [piece.startswith(SPACE) for piece in self.pieces]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; characters that the model lacks become UNKNOWN."""

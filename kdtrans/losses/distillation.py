@@ -11,7 +11,7 @@ K classes a node, those left out among them, C classes compared (the K and a tai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +57,11 @@ class NodeTargets:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> NodeTargets:
         return NodeTargets(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
+
+
+def joined_targets(parts: Sequence[NodeTargets]) -> NodeTargets:
+    """The nodes of all parts, one after another."""
+    return NodeTargets(*(torch.cat(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 Join = Callable[[Tensor, Tensor], Tensor]

@@ -37,6 +37,7 @@ def main(
     from kdtrans import config as configuration
     from kdtrans.contracts import ContractError, manifest_files
     from kdtrans.data.manifest import read_cuts
+    from kdtrans.data.splice import Splice
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.build import build_student
     from kdtrans.targets.average import AveragedStore
@@ -72,6 +73,7 @@ def main(
     torch.manual_seed(settings.training.seed)
     teacher_dim = beside.joiner.output.in_features if beside is not None and settings.kd.encoder_weight else None
     model = build_student(settings, pieces.vocab_size, teacher_dim)
+    starts_word_V = torch.tensor(pieces.starts_word)
     return train_model(
         kind="student",
         model=model,
@@ -88,4 +90,5 @@ def main(
         inputs=inputs,
         deadline=None if max_seconds is None else STARTED + max_seconds,
         teacher=beside,
+        change=Splice(settings.splice, starts_word_V) if settings.splice else None,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdtrans.artifacts import run_record, sha256_file
 from kdtrans.config import KdConfig, StudentConfig, TeacherConfig, TrainingConfig, training_identity
 from kdtrans.contracts import FRAME_SHIFT_MS
-from kdtrans.data.batches import BatchOrder, Example, Extract, FeatureCache, TrainingBatches
+from kdtrans.data.batches import BatchOrder, Change, Example, Extract, FeatureCache, TrainingBatches
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.losses.backends import loss_of_logits
 from kdtrans.models.transducer import Transducer
@@ -56,6 +56,7 @@ def train_model(
     inputs: list[Path],
     deadline: float | None,
     teacher: Transducer | None = None,
+    change: Change | None = None,
 ) -> int:
     """Train, or resume, in a claimed checkpoint folder and write the model with its run record.
 
@@ -95,7 +96,7 @@ def train_model(
         trainer = Trainer(
             model=model,
             groups=groups,
-            batches=training_batches(examples, order, model, training, teacher),
+            batches=training_batches(examples, order, model, training, teacher, change),
             compute=lambda network, batch, step: transducer_losses(network, batch, training, kd, teacher, shift, step),
             evaluate=dev_evaluation(dev, tokenizer, model, training.max_duration_s),
             config=training,
@@ -166,17 +167,18 @@ def training_batches(
     model: Transducer,
     config: TrainingConfig,
     teacher: Transducer | None,
+    change: Change | None = None,
 ) -> TrainingBatches:
     """The stream of batches, with the teacher's outputs where it runs beside the student."""
     if teacher is None:
         # Every loader process keeps a cache of its own.
         features = FeatureCache(model.encoder.extract, config.cache_gb / max(config.workers, 1))
-        return TrainingBatches(examples, order, features, config.workers)
+        return TrainingBatches(examples, order, features, config.workers, change=change)
     # In this process, as forked ones cannot use the GPU; the two caches share the memory.
     teacher.to(pick_device())
     features = FeatureCache(model.encoder.extract, config.cache_gb / 2)
     outputs = FeatureCache(teacher_outputs(teacher), config.cache_gb / 2)
-    return TrainingBatches(examples, order, features, teacher=outputs)
+    return TrainingBatches(examples, order, features, teacher=outputs, change=change)
 
 
 def teacher_outputs(teacher: Transducer) -> Extract:
