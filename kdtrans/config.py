@@ -528,7 +528,8 @@ class StudentConfig(Section):
     joiner_dim: Size = 96
     masking: MaskingConfig = MaskingConfig()
     splice: Fraction = 0.0
-    """Share of the pairs of utterances in a batch that exchange their ends between two words of the teacher's paths."""
+    """Share of the pairs of utterances in a batch that exchange their ends between two words of the teacher's paths;
+    such a system reads targets, distilled or not."""
     unlabelled: bool = False
     """Train on unlabelled audio too, with the teacher's pseudo text."""
     unlabelled_ratio: Annotated[float, Field(gt=0)] | None = None
@@ -568,11 +569,11 @@ class StudentConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _splices_paths(self) -> StudentConfig:
-        if self.splice and not (self.kd.weight and self.kd.loss == "one_best"):
+    def _splices_what_targets_have(self) -> StudentConfig:
+        if self.splice and self.kd.weight and self.kd.loss == "full_sum":
             raise ValueError(
-                f"splice {self.splice:g} cuts where the teacher's path has words: it needs kd.loss: one_best with a "
-                f"weight above 0, not {self.kd.loss} with {self.kd.weight:g}"
+                f"splice {self.splice:g} makes utterances whose sum over all paths no target has, which kd.loss: full_sum "
+                "compares with: take another loss, or no splice"
             )
         return self
 
@@ -584,7 +585,17 @@ class StudentConfig(Section):
     @property
     def reads_targets(self) -> bool:
         """Whether training reads the teacher's target shards."""
-        return self.unlabelled or self.kd.reads_shards
+        return self.unlabelled or self.reads_labelled_targets
+
+    @property
+    def reads_labelled_targets(self) -> bool:
+        """Whether it needs those of labelled audio too."""
+        return self.kd.reads_shards or self.splice > 0
+
+    @property
+    def reads_nodes(self) -> bool:
+        """Whether it needs the nodes of their paths, not their labels alone."""
+        return self.splice > 0 or (self.kd.reads_shards and self.kd.loss == "one_best")
 
 
 # ------------------------------------------------------------------------------------------------ targets and decoding

@@ -42,7 +42,7 @@ def student_examples(
     """
     examples = labelled_examples(cuts, tokenizer)
     pace = _labels_per_second(examples) if config.filters.max_length_ratio is not None else None
-    if config.kd.reads_shards:
+    if config.reads_labelled_targets:
         examples = [_with_target(example, store, config) for example in examples]
     dropped: Counter[str] = Counter()
     for cut in cuts if config.unlabelled else []:
@@ -99,6 +99,5 @@ def _with_target(example: Example, store: TargetReader | None, config: StudentCo
 def _read(store: TargetReader, utt_id: str, rank: int, config: StudentConfig) -> Supervision:
     """One of an utterance's targets, as far as the configured loss looks at it."""
     target = store.target(utt_id, rank)
-    distils_paths = config.kd.reads_shards and config.kd.loss == "one_best"
-    nodes = target.node_targets(store.frame_offset) if distils_paths else None
+    nodes = target.node_targets(store.frame_offset) if config.reads_nodes else None
     return Supervision(tuple(target.labels.tolist()), nodes, target.total_logp)

@@ -137,6 +137,10 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
             {"decode": {"searches": {"k2": {"type": "fsa"}}}, "sweep": {"kd": {"predictor.type": ["lstm"]}}},
             ["sweep.kd", "predictor.type is lstm", "type is fsa"],
         ),
+        (
+            {"systems": {"baseline": {"splice": 0.5, "kd": {"weight": 1.0, "loss": "full_sum"}}}},
+            ["splice 0.5", "full_sum"],
+        ),
         ({"targets": {"search": {"type": "fsa"}}}, ["targets: search.type: fsa", "take beam"]),
     ],
 )
@@ -181,6 +185,7 @@ def test_a_system_is_the_student_with_its_own_entries_over_it() -> None:
     )
     assert config.system("baseline") == config.student
     assert not config.system("baseline").reads_targets
+    assert config.student.model_copy(update={"splice": 0.5}).reads_targets
     assert config.system("kd").kd.temperature == 2.0
     assert config.system("kd").reads_targets
 

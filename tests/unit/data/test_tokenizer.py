@@ -22,6 +22,7 @@ def test_round_trip(tmp_path: Path, kind: str) -> None:
         assert BLANK not in tokens
         assert max(tokens) < tokenizer.vocab_size == len(tokenizer.pieces)
         assert tokenizer.decode(tokens) == text
+        assert sum(tokenizer.starts_word[token] for token in tokens) == len(text.split())
     assert 1 in tokenizer.encode("the zebra")
     assert tokenizer.decode([0, *tokenizer.encode("cat"), 0]) == "cat"
 

@@ -15,6 +15,7 @@ from kdtrans.config import FilterConfig, StudentConfig, validate
 from kdtrans.contracts import ContractError, TargetsFooter
 from kdtrans.data.batches import BatchOrder, FeatureCache, TrainingBatches
 from kdtrans.data.manifest import text_of
+from kdtrans.data.splice import Splice
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.targets.filters import repetition, unfit
 from kdtrans.targets.index import index_shard, row_groups, write_index
@@ -141,24 +142,25 @@ def test_length_is_compared_with_labelled_speech(toy: Workspace, tokenizer: Toke
 
 
 @pytest.mark.parametrize(
-    ("kd", "distributions", "totals"),
+    ("changes", "distributions", "totals"),
     [
-        ({"weight": 0.0}, (False, False), (False, True)),
-        ({"weight": 0.5}, (True, True), (True, True)),
-        ({"weight": 0.5, "loss": "full_sum"}, (False, False), (True, True)),
-        ({"weight": 0.5, "loss": "full_lattice"}, (False, False), (False, True)),
+        ({"kd": {"weight": 0.0}}, (False, False), (False, True)),
+        ({"kd": {"weight": 0.0}, "splice": 0.5}, (True, True), (True, True)),
+        ({"kd": {"weight": 0.5}}, (True, True), (True, True)),
+        ({"kd": {"weight": 0.5, "loss": "full_sum"}}, (False, False), (True, True)),
+        ({"kd": {"weight": 0.5, "loss": "full_lattice"}}, (False, False), (False, True)),
     ],
 )
-def test_a_loss_gets_what_it_reads(
+def test_a_system_gets_what_it_reads(
     toy: Workspace,
     tokenizer: Tokenizer,
     store: TargetStore,
-    kd: dict[str, Any],
+    changes: dict[str, Any],
     distributions: tuple[bool, bool],
     totals: tuple[bool, bool],
 ) -> None:
     """(labelled, unlabelled)."""
-    examples, _ = student_examples(toy.cuts, tokenizer, student(kd=kd), store)
+    examples, _ = student_examples(toy.cuts, tokenizer, student(**changes), store)
     for example in examples:
         for labelling in example.labellings:
             read = labelling.read()
@@ -188,14 +190,18 @@ def test_no_distribution_is_read_before_its_visit(
     assert len(student_examples(toy.cuts, tokenizer, student(filters={"max_length_ratio": 9.0}), store)[0]) == 12
 
 
-def test_loader_processes_read_the_same_targets(toy: Workspace, tokenizer: Tokenizer, store: TargetStore) -> None:
+@pytest.mark.parametrize("splice", [None, Splice(0.7, torch.ones(99, dtype=torch.bool))])
+def test_loader_processes_read_the_same_targets(
+    toy: Workspace, tokenizer: Tokenizer, store: TargetStore, splice: Splice | None
+) -> None:
     examples, _ = student_examples(toy.cuts, tokenizer, student(), store)
     seconds, labelled = [e.cut.duration for e in examples], [e.labelled for e in examples]
     store.target("utt00", 0)  # this process has files open
 
     def stream(workers: int) -> TrainingBatches:
         order = BatchOrder(seconds, labelled, 6.0)
-        return TrainingBatches(examples, order, FeatureCache(lambda samples_S: samples_S[::160, None], 1.0), workers)
+        features = FeatureCache(lambda samples_S: samples_S[::160, None], 1.0)
+        return TrainingBatches(examples, order, features, workers, change=splice)
 
     for here, there in islice(zip(stream(0).stream((0, 0)), stream(2).stream((0, 0)), strict=True), 12):
         assert (here.utt_ids, here.position) == (there.utt_ids, there.position)
@@ -204,4 +210,5 @@ def test_loader_processes_read_the_same_targets(toy: Workspace, tokenizer: Token
         assert torch.equal(here.labels_BU, there.labels_BU)
         assert torch.equal(here.targets.ids_NK, there.targets.ids_NK)
         assert torch.equal(here.targets.logp_NK, there.targets.logp_NK)
+        assert (here.teacher_totals_B is None) == (splice is not None)
         torch.testing.assert_close(here.teacher_totals_B, there.teacher_totals_B)
