@@ -572,8 +572,8 @@ class StudentConfig(Section):
     def _splices_what_targets_have(self) -> StudentConfig:
         if self.splice and self.kd.weight and self.kd.loss == "full_sum":
             raise ValueError(
-                f"splice {self.splice:g} makes utterances whose sum over all paths no target has, and kd.loss: full_sum "
-                "compares with it: take another loss, or no splice"
+                f"splice {self.splice:g} makes utterances whose sum over all paths no target has, but kd.loss: "
+                "full_sum compares with it: take another loss, or no splice"
             )
         return self
 
