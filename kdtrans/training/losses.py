@@ -6,7 +6,7 @@ cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ class Student:
     parameters: list[nn.Parameter]  # of `join`
     simple: tuple[Tensor, Tensor] | None  # what the simple joiner adds, (B, T, V) and (B, U + 1, V); None: it has none
 
+    def without_tail(self) -> Student:
+        """The same up to the end of the audio, as tau is measured: with a tail behind it, all labels wander off."""
+        return replace(self, frames_B=self.frames_B - self.tail, tail=0)
+
 
 def transducer_losses(
     model: Transducer,
@@ -74,6 +78,8 @@ def transducer_losses(
     student = run_student(model, batch, config)
     utterances = len(batch.utt_ids)
     measuring = is_measured(shift)  # asked first: this batch may be the last for it
+    if measuring:
+        student = student.without_tail()
     if config.loss == "pruned":
         simple_B, loss_B = pruned_part(student, batch, config)
         simple_weight, weight = pruned_weights(config, update)

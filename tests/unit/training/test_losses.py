@@ -190,6 +190,24 @@ def test_the_frames_of_a_tail_are_not_the_teachers(name: str) -> None:
     assert all(torch.isfinite(value) for value in losses.values())
 
 
+def test_tau_is_measured_without_the_tail() -> None:
+    """In a tail labels may be as late as they like, and a student learns that they may be so everywhere."""
+    student, tail = make_model(1), 5
+    student.encoder.tail_frames = tail
+    batch = make_batch([0, 1, 2], student, make_model(2))
+    batch.features_BFC, batch.lengths_B = F.pad(batch.features_BFC, (0, 0, 0, 4 * tail)), batch.lengths_B + 4 * tail
+    kd, tracker = KdConfig(weight=1.0, shift="auto"), ShiftTracker(1)
+    measured, after = (transducer_losses(student, batch, CONFIG, kd, None, tracker) for _ in range(2))
+    whole = run_student(student, batch, CONFIG)
+    short = replace(whole, frames_B=whole.frames_B - tail)
+    for losses, of in ((measured, short), (after, whole)):
+        expected = transducer_part(of, batch, CONFIG).sum() / 3
+        torch.testing.assert_close(losses["loss_transducer"], expected)
+    assert not torch.isclose(measured["loss_transducer"], after["loss_transducer"])
+    assert "loss_kd" not in measured
+    assert "loss_kd" in after
+
+
 @pytest.mark.parametrize("name", ["one_best", "full_sum"])
 def test_a_batch_without_targets_has_no_distillation_loss(name: str) -> None:
     student = make_model(1)
