@@ -9,6 +9,8 @@ gradient exist (by utterances: arXiv 2211.16270; here by nodes, however long an 
 A band, or the grid of a small batch, has so few nodes that they may all be kept as they were joined. Where paths visit
 most of them, as an untrained model's do, backward takes them from there.
 
+Chunks have one shape but for the last, so that oneDNN may multiply them (kdtrans/products.py).
+
 Nodes are gathered one by one, not joined by rectangles of frames and labels: measured on a CPU, rectangles are
 13 % faster for the full grid, but bands are none, and short utterances fill no chunk.
 
@@ -28,6 +30,7 @@ from kdtrans.losses.distillation import Join, widened
 from kdtrans.losses.grid import Cells, next_labels, real_cells
 from kdtrans.losses.node_lattice import NodeLattice
 from kdtrans.losses.transducer import check_grid, check_labels, node_gradient, node_scores
+from kdtrans.products import onednn_products
 
 CHUNK = 512  # nodes: 1 MB of logits at V = 500, which stays in the cache of a CPU's core
 THREAD_CHUNK = 2 * CHUNK  # nodes for each of several threads: waking them has to pay
@@ -153,6 +156,10 @@ class _Joining(NamedTuple):
     def chunks(self) -> list[slice]:
         return [slice(first, first + self.chunk) for first in range(0, len(self.frame_N), self.chunk)]
 
+    def is_whole(self, nodes: slice) -> bool:
+        """Whether a chunk has the shape that all but the last one have."""
+        return nodes.stop <= len(self.frame_N)
+
     def joined(self, nodes: slice) -> _Joined:
         """Join a chunk, differentiable down to the gathered rows where gradients are enabled."""
         enc_CJ = self.enc_FJ.index_select(0, self.frame_N[nodes]).requires_grad_()
@@ -185,7 +192,8 @@ class _FusedLoss(torch.autograd.Function):
         # Not no_grad: autocast would keep weights cast without a gradient, and hand them to whoever joins next.
         with torch.set_grad_enabled(learns):
             for nodes in joining.chunks():
-                joined = joining.joined(nodes)
+                with onednn_products(joining.is_whole(nodes)):
+                    joined = joining.joined(nodes)
                 if nodes.start == 0:  # V shows here first
                     check_labels(labels, joined.logits_CV.shape[1])
                 scores_2N[:, nodes] = node_scores(joined.logits_CV.detach(), lattice.next_N[nodes])
@@ -217,14 +225,15 @@ class _FusedLoss(torch.autograd.Function):
         sums: list[Tensor | None] = [None] * len(ctx.parameters)
 
         def add_chunk(place: int, nodes: slice) -> None:  # so that nothing of a chunk is there while the next is joined
-            with torch.enable_grad():
+            with torch.enable_grad(), onednn_products(joining.is_whole(nodes)):
                 joined = ctx.kept[place] if ctx.kept else joining.joined(nodes)
             gradient = node_gradient(joined.logits_CV.detach(), *(value_N[nodes] for value_N in at_nodes))
             gradient = gradient.to(joined.logits_CV.dtype)
             inputs = (joined.enc_CJ, joined.pred_CJ, *ctx.parameters)
-            enc_part, pred_part, *parts = torch.autograd.grad(
-                joined.logits_CV, inputs, gradient, allow_unused=True, retain_graph=bool(ctx.kept)
-            )
+            with onednn_products(joining.is_whole(nodes)):
+                enc_part, pred_part, *parts = torch.autograd.grad(
+                    joined.logits_CV, inputs, gradient, allow_unused=True, retain_graph=bool(ctx.kept)
+                )
             enc_grad.index_add_(0, joining.frame_N[nodes], enc_part.to(enc_grad.dtype))
             pred_grad.index_add_(0, joining.column_N[nodes], pred_part.to(pred_grad.dtype))
             sums[:] = [new if old is None else old.add_(new) for old, new in zip(sums, parts, strict=True)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kdtrans.products import ONEDNN, has_slow_mkl
 
 WIDE = 256  # width of an encoder from which a CPU's faster products outweigh what they cost beside
 
@@ -39,11 +39,9 @@ def autocast(precision: str, device: torch.device, width: int) -> Iterator[None]
 
 
 def choose_products(precision: str, device: torch.device, width: int) -> None:
-    """Have this process multiply fp32 matrices by oneDNN instead of MKL, where that is faster and as precise.
+    """Have this process multiply fp32 matrices by oneDNN instead of MKL, where that is faster (products.py).
 
-    MKL has no AVX-512 kernels for AMD's CPUs. With oneDNN's a teacher of width 512 is fine-tuned 1.5 times as fast
-    (measured on Zen 5); a student of width 128 is slower, for every new length costs it a compilation. torch calls the
-    choice `medium`: oneDNN may round to bf16, but does only where AMX multiplies so.
+    A teacher of width 512 is fine-tuned 1.5 times as fast so (measured on Zen 5); a student of width 128 is slower.
 
     Args:
         precision: as configured; other than `auto` changes nothing.
@@ -51,13 +49,4 @@ def choose_products(precision: str, device: torch.device, width: int) -> None:
         width: of its encoder.
     """
     if precision == "auto" and device.type == "cpu" and width >= WIDE and has_slow_mkl():
-        torch.set_float32_matmul_precision("medium")
-
-
-@cache
-def has_slow_mkl() -> bool:
-    """Whether this is a CPU with AVX-512 of which MKL makes no use, and without AMX (Linux)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file() or "AuthenticAMD" not in cpuinfo.read_text():
-        return False
-    return torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
+        torch.set_float32_matmul_precision(ONEDNN)
