@@ -31,13 +31,12 @@ def main(config: Path, model: Path, cuts: list[Path], tokenizer: Path, out: Path
     from kdtrans.data.batches import inference_batches
     from kdtrans.data.manifest import read_cuts, text_of
     from kdtrans.data.tokenizer import Tokenizer
-    from kdtrans.training.checkpoint import load_model, pick_device
+    from kdtrans.training.checkpoint import ready_model
 
     settings = read(DecodeConfig, config)
     with run_record(out, "align", {"max_duration_s": settings.max_duration_s}, [model, *cuts, tokenizer]) as record:
         pieces = Tokenizer(tokenizer)
-        device = pick_device()
-        system = load_model(model, pieces).to(device)
+        system, device = ready_model(model, pieces)
         utterances = read_cuts(cuts)
         labels = {cut.id: found for cut in utterances if (found := labels_of(text_of(cut), pieces))}
         kept = [cut for cut in utterances if cut.id in labels]

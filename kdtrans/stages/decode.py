@@ -52,7 +52,7 @@ def main(
     from kdtrans.models.lm import load_fusion
     from kdtrans.search.batches import gathered
     from kdtrans.search.search import search as decode
-    from kdtrans.training.checkpoint import load_model, pick_device
+    from kdtrans.training.checkpoint import ready_model
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
@@ -63,8 +63,7 @@ def main(
     given = {"search": search, **chosen.model_dump(mode="json"), "max_duration_s": settings.max_duration_s}
     with run_record(out, "decode", given, inputs) as record:
         pieces = Tokenizer(tokenizer)
-        device = pick_device()
-        system = load_model(model, pieces).to(device)
+        system, device = ready_model(model, pieces)
         set_chunk(system.encoder, chosen, search, model)
         check_predictor(system, chosen, search, model)
         fusion = load_fusion(chosen, lm, pieces).to(device) if chosen.lm and lm else None

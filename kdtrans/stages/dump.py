@@ -36,8 +36,7 @@ def main(
     from kdtrans.models.lm import load_lm
     from kdtrans.targets.make import make_targets, read_paths
     from kdtrans.targets.shards import Target, write_shard
-    from kdtrans.training.checkpoint import load_model, pick_device
-    from kdtrans.training.precision import choose_products
+    from kdtrans.training.checkpoint import ready_model
     from kdtrans.training.progress import Reporter
 
     settings = configuration.read(configuration.TargetsConfig, config)
@@ -50,9 +49,7 @@ def main(
     with run_record(out, "dump", settings.model_dump(mode="json"), inputs) as record:
         pieces, manifest = Tokenizer(tokenizer), sha256_file(cuts)
         paths = read_paths(along, pieces, manifest) if along else None
-        device = pick_device()
-        teacher = load_model(model, pieces).to(device)
-        choose_products("auto", device, teacher.encoder.dim)
+        teacher, device = ready_model(model, pieces)
         fusion = load_lm(kind, lm, pieces).to(device) if kind and lm else None
         utterances = read_cuts([cuts])
         if not utterances:

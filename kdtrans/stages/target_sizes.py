@@ -25,7 +25,7 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, utte
     from kdtrans.targets.make import make_targets
     from kdtrans.targets.shards import Target
     from kdtrans.targets.sizes import bytes_by_column, encoded, hours_of, layouts, losses_of, ordered_by_id, settings_of
-    from kdtrans.training.checkpoint import load_model, pick_device
+    from kdtrans.training.checkpoint import ready_model
 
     settings = configuration.read(configuration.TargetsConfig, config)
     if settings.search.lm:
@@ -33,8 +33,8 @@ def main(config: Path, model: Path, cuts: Path, tokenizer: Path, out: Path, utte
             f"{config}: search.lm is {settings.search.lm}, but sizes are studied without one: leave it out"
         )
     with run_record(out, "target-sizes", settings.model_dump(mode="json"), [model, cuts, tokenizer]):
-        pieces, device = Tokenizer(tokenizer), pick_device()
-        teacher = load_model(model, pieces).to(device)
+        pieces = Tokenizer(tokenizer)
+        teacher, device = ready_model(model, pieces)
         everything = {"top_k": pieces.vocab_size, "min_probability": 0.0, "logp_step": 0.0, "nbest": 1}
         whole = settings.model_copy(update=everything)
         sample = read_cuts([cuts])[:utterances]

@@ -48,14 +48,14 @@ def main(
     from kdtrans.models.conformer import ConformerEncoder, algorithmic_latency_ms
     from kdtrans.models.lm import load_lm
     from kdtrans.search.streaming import start_stream
-    from kdtrans.training.checkpoint import load_model, pick_device
+    from kdtrans.training.checkpoint import ready_model
 
     if (lm is None) != (lm_weight is None) or (lm is not None and beam is None):
         raise ValueError("a language model needs all of --lm, --lm-weight and --beam: give them, or leave it out")
     settings = {"type": "beam", "beam": beam, "lm": "ngram" if lm else None} if beam is not None else {}
     config = SearchConfig.model_validate(settings)
-    pieces, device = Tokenizer(tokenizer), pick_device()
-    system = load_model(model, pieces).to(device)
+    pieces = Tokenizer(tokenizer)
+    system, device = ready_model(model, pieces)
     fusion = (load_lm("ngram", lm, pieces).to(device), lm_weight or 0.0) if lm else (None, 0.0)
     if chunk_ms is not None:
         if not isinstance(system.encoder, ConformerEncoder) or system.encoder.streaming is None:

@@ -27,7 +27,7 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
     from kdtrans.search.batches import gathered
     from kdtrans.search.search import search as decode
     from kdtrans.stages.decode import check_installed, check_predictor, encoded_batches, search_named, set_chunk
-    from kdtrans.training.checkpoint import load_model, pick_device
+    from kdtrans.training.checkpoint import ready_model
 
     settings = configuration.read(configuration.DecodeConfig, config)
     chosen = search_named(settings, search, config)
@@ -37,8 +37,7 @@ def main(config: Path, search: str, model: Path, cuts: list[Path], tokenizer: Pa
     facts = {"search": search, **chosen.model_dump(mode="json"), "lm_weights": settings.lm_weights}
     with run_record(out, "tune-lm", facts, [model, *cuts, tokenizer, *lm]):
         pieces = Tokenizer(tokenizer)
-        device = pick_device()
-        system = load_model(model, pieces).to(device)
+        system, device = ready_model(model, pieces)
         set_chunk(system.encoder, chosen, search, model)
         check_predictor(system, chosen, search, model)
         fusion = load_fusion(chosen, lm, pieces).to(device)

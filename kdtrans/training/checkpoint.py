@@ -28,6 +28,7 @@ from kdtrans.models.build import build_student, build_teacher
 from kdtrans.models.pretrained import read_architecture
 from kdtrans.models.saved import load_plain
 from kdtrans.models.transducer import Transducer
+from kdtrans.training.precision import choose_products
 
 LAST, BEFORE = "last.pt", "before.pt"  # a run's state at its last two checkpoints
 FINISHED = "finished.pt"  # and when it has ended, its model
@@ -153,6 +154,14 @@ def load_model(path: Path, tokenizer: Tokenizer) -> Transducer:
         )
     model.fingerprint = content["fingerprint"]
     return model.eval()
+
+
+def ready_model(path: Path, tokenizer: Tokenizer) -> tuple[Transducer, torch.device]:
+    """`load_model` on the device that inference runs on, which multiplies as fast as it can."""
+    device = pick_device()
+    model = load_model(path, tokenizer).to(device)
+    choose_products("auto", device, model.encoder.dim)
+    return model, device
 
 
 def _fitting(path: Path, step: Callable[[], Result]) -> Result:
