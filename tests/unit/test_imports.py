@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 FLOORS = [
-    {"__init__", "artifacts", "code", "config", "contracts", "layout"},
+    {"__init__", "artifacts", "code", "config", "contracts", "layout", "products"},
     {"lattice"},
     {"models", "losses"},
     {"data", "targets", "training", "search", "scoring", "report"},
