@@ -74,7 +74,7 @@ def test_a_killed_dump_leaves_a_whole_shard_or_none(toy: Workspace, tmp_path: Pa
     started = time.monotonic()
     assert ended(forked(command, errors)) == 0, errors.read_text()
     duration, random, found = time.monotonic() - started, np.random.default_rng(0), Counter[str]()
-    while found["killed"] < KILLS and found["injected"] < 2 * KILLS:
+    while found["killed"] < KILLS and found["injected"] < 4 * KILLS:
         part.unlink(missing_ok=True)
         record.unlink(missing_ok=True)
         child = forked(command, errors)
