@@ -480,6 +480,11 @@ class KdConfig(Section):
         return self.weight > 0 and self.loss in ("one_best", "full_sum")
 
     @property
+    def distils_paths(self) -> bool:
+        """Whether the loss is one over the nodes of the teacher's paths."""
+        return self.weight > 0 and self.loss == "one_best"
+
+    @property
     def runs_teacher(self) -> bool:
         """Whether training needs what no shard holds: the teacher at every node of the grid, or its encoder."""
         return self.encoder_weight > 0 or self.compares_grids
@@ -595,7 +600,7 @@ class StudentConfig(Section):
     @property
     def reads_nodes(self) -> bool:
         """Whether it needs the nodes of their paths, not their labels alone."""
-        return self.splice > 0 or (self.kd.reads_shards and self.kd.loss == "one_best")
+        return self.splice > 0 or self.kd.distils_paths
 
 
 # ------------------------------------------------------------------------------------------------ targets and decoding

@@ -29,11 +29,14 @@ def has_slow_mkl() -> bool:
 
 @contextmanager
 def onednn_products(pays: bool) -> Iterator[None]:
-    """A context that multiplies by oneDNN, if it `pays` here and MKL is slow; a GPU's products stay as they are."""
-    before = torch.get_float32_matmul_precision()
-    if not pays or not has_slow_mkl() or before == ONEDNN:
+    """A context that multiplies by oneDNN, if that `pays` here and MKL is slow.
+
+    It is for work on a CPU only: torch's choice is one for GPUs too, where it would allow TF32.
+    """
+    if not pays or not has_slow_mkl():
         yield
         return
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(ONEDNN)
     try:
         yield

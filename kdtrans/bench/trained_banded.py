@@ -83,8 +83,7 @@ def _first_student(results: Path) -> tuple[Path, StudentConfig]:
     """The first one by name that learns from paths and does not stream."""
     for path in sorted((results / "systems").glob("*/model.pt")):
         config = StudentConfig.model_validate(read_model(path)["config"])
-        learns = config.kd.reads_shards and config.kd.loss == "one_best"
-        if learns and config.encoder.streaming is None:
+        if config.kd.distils_paths and config.encoder.streaming is None:
             return path, config
     raise ValueError(f"{results}/systems: no trained student that learns from paths and does not stream")
 

@@ -19,8 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdtrans.data.batches import Batch
 from kdtrans.losses.distillation import NodeTargets, joined_targets
-
-FEATURES_A_FRAME = 4  # 10 ms -> 40 ms
+from kdtrans.models.streaming import FEATURES_A_FRAME
 
 
 class Cut(NamedTuple):
@@ -51,8 +50,10 @@ class Splice:
         order = random.permutation(len(batch.utt_ids)).tolist()
         partners, cuts = list(range(len(order))), [Cut(0, 0)] * len(order)  # one that exchanges with itself is whole
         for first, second in zip(order[::2], order[1::2], strict=False):
+            if random.random() >= self.share:
+                continue
             choice, theirs = self.boundaries(batch, first), self.boundaries(batch, second)
-            if random.random() >= self.share or not choice or not theirs:
+            if not choice or not theirs:
                 continue
             cuts[first] = cut = choice[random.integers(len(choice))]
             cuts[second] = min(theirs, key=lambda other: abs(other.frame - cut.frame))

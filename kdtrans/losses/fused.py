@@ -156,9 +156,9 @@ class _Joining(NamedTuple):
     def chunks(self) -> list[slice]:
         return [slice(first, first + self.chunk) for first in range(0, len(self.frame_N), self.chunk)]
 
-    def is_whole(self, nodes: slice) -> bool:
-        """Whether a chunk has the shape that all but the last one have."""
-        return nodes.stop <= len(self.frame_N)
+    def suits_onednn(self, nodes: slice) -> bool:
+        """Whether a chunk is on a CPU, and has the shape that all but the last one have."""
+        return self.enc_FJ.device.type == "cpu" and nodes.stop <= len(self.frame_N)
 
     def joined(self, nodes: slice) -> _Joined:
         """Join a chunk, differentiable down to the gathered rows where gradients are enabled."""
@@ -192,7 +192,7 @@ class _FusedLoss(torch.autograd.Function):
         # Not no_grad: autocast would keep weights cast without a gradient, and hand them to whoever joins next.
         with torch.set_grad_enabled(learns):
             for nodes in joining.chunks():
-                with onednn_products(joining.is_whole(nodes)):
+                with onednn_products(joining.suits_onednn(nodes)):
                     joined = joining.joined(nodes)
                 if nodes.start == 0:  # V shows here first
                     check_labels(labels, joined.logits_CV.shape[1])
@@ -225,20 +225,20 @@ class _FusedLoss(torch.autograd.Function):
         sums: list[Tensor | None] = [None] * len(ctx.parameters)
 
         def add_chunk(place: int, nodes: slice) -> None:  # so that nothing of a chunk is there while the next is joined
-            with torch.enable_grad(), onednn_products(joining.is_whole(nodes)):
+            with torch.enable_grad():
                 joined = ctx.kept[place] if ctx.kept else joining.joined(nodes)
             gradient = node_gradient(joined.logits_CV.detach(), *(value_N[nodes] for value_N in at_nodes))
             gradient = gradient.to(joined.logits_CV.dtype)
             inputs = (joined.enc_CJ, joined.pred_CJ, *ctx.parameters)
-            with onednn_products(joining.is_whole(nodes)):
-                enc_part, pred_part, *parts = torch.autograd.grad(
-                    joined.logits_CV, inputs, gradient, allow_unused=True, retain_graph=bool(ctx.kept)
-                )
+            enc_part, pred_part, *parts = torch.autograd.grad(
+                joined.logits_CV, inputs, gradient, allow_unused=True, retain_graph=bool(ctx.kept)
+            )
             enc_grad.index_add_(0, joining.frame_N[nodes], enc_part.to(enc_grad.dtype))
             pred_grad.index_add_(0, joining.column_N[nodes], pred_part.to(pred_grad.dtype))
             sums[:] = [new if old is None else old.add_(new) for old, new in zip(sums, parts, strict=True)]
 
         for place, nodes in enumerate(joining.chunks()):
-            add_chunk(place, nodes)
+            with onednn_products(joining.suits_onednn(nodes)):
+                add_chunk(place, nodes)
         gradients = (enc_grad.view_as(enc).to(enc.dtype), pred_grad.view_as(pred).to(pred.dtype), *sums)
         return None, None, None, None, None, None, *gradients

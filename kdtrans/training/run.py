@@ -83,8 +83,9 @@ def train_model(
                     flush=True,
                 )
             return 0
-        model.to(pick_device())
-        choose_products(training.precision, pick_device(), model.encoder.dim)
+        device = pick_device()
+        model.to(device)
+        choose_products(training.precision, device, model.encoder.dim)
         order = _order(examples, training, unlabelled_ratio, processes)
         if processes.is_first:
             _introduce(model, examples, dropped)

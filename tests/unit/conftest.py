@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from kdtrans.__main__ import main
 from tests.tiny import Workspace
+
+
+@pytest.fixture
+def matmul_precision() -> Iterator[None]:
+    """Puts torch's choice of products back behind a test that changes it."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from kdtrans import products
 from kdtrans.products import ONEDNN, onednn_products
 
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
+pytestmark = pytest.mark.usefixtures("matmul_precision")
 
 
 @pytest.mark.parametrize("pays", [True, False])

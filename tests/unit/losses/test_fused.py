@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kdtrans.losses.fused import fused_transducer_loss
+from kdtrans import products
+from kdtrans.losses.fused import _Joining, fused_transducer_loss
 from kdtrans.losses.transducer import transducer_loss
 from kdtrans.models.transducer import Joiner
 
@@ -145,6 +146,26 @@ def test_nodes_that_are_kept_are_joined_once() -> None:
     assert joined == [10, 10, 10, 10, 7]
     it.fused(join, chunk=10, kept=46).sum().backward()
     assert joined[5:] == 2 * joined[:5]
+
+
+@pytest.mark.parametrize("kept", [0, 1000])
+def test_onednn_joins_the_chunks_of_one_shape(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU where MKL is slow; the last chunk has another shape, and a GPU's products are none of its business."""
+    monkeypatch.setattr(products, "has_slow_mkl", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    material, seen = Material([5, 4], [2, 3]), list[tuple[int, str]]()
+
+    def join(enc_CJ: Tensor, pred_CJ: Tensor) -> Tensor:
+        seen.append((len(enc_CJ), torch.get_float32_matmul_precision()))
+        return material.joiner(enc_CJ, pred_CJ)
+
+    material.fused(join, chunk=8, kept=kept).sum().backward()
+    assert {length for length, _ in seen} == {8, 7}
+    assert all(precision == (products.ONEDNN if length == 8 else before) for length, precision in seen)
+    assert torch.get_float32_matmul_precision() == before
+    elsewhere = torch.empty(16, J, device="meta")
+    nodes = torch.zeros(16, dtype=torch.long, device="meta")
+    assert not _Joining(join, elsewhere, elsewhere, nodes, nodes, 8).suits_onednn(slice(0, 8))
 
 
 def test_only_one_chunk_of_logits_is_alive() -> None:
