@@ -299,6 +299,8 @@ class ConformerConfig(Section):
     dropout: Fraction = 0.05
     frequency_warp: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Widest random change of the frequency axis in training (VTLP), as a fraction; 0: none."""
+    equalizer_db: Annotated[float, Field(ge=0, le=30)] = 0.0
+    """Widest random gain of a frequency in training, dB; 0: none."""
     streaming: StreamingConfig | None = None
     """null: the whole utterance is seen at once; {}: a streaming encoder with the defaults."""
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from kdtrans.config import ConformerConfig, MaskingConfig
 from kdtrans.contracts import FRAME_SHIFT_MS, SAMPLE_RATE
+from kdtrans.models.equalizer import equalize
 from kdtrans.models.features import SHORTEST, log_mel
 from kdtrans.models.masking import mask
 from kdtrans.models.transducer import Encoder
@@ -37,7 +38,7 @@ class ConformerEncoder(Encoder):
     def __init__(self, config: ConformerConfig, masking: MaskingConfig) -> None:
         super().__init__()
         self.dim, self.masking, self.streaming = config.dim, masking, config.streaming
-        self.frequency_warp = config.frequency_warp
+        self.frequency_warp, self.equalizer_db = config.frequency_warp, config.equalizer_db
         self._chunk_ms = config.streaming.chunk_ms if config.streaming else None
         self.subsampling = Subsampling(config.subsampling_channels, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -83,6 +84,8 @@ class ConformerEncoder(Encoder):
         if self.training:
             if self.frequency_warp > 0.0:
                 features_BFC = warp_frequency(features_BFC, self.frequency_warp)
+            if self.equalizer_db > 0.0:
+                features_BFC = equalize(features_BFC, lengths_B, self.equalizer_db)
             features_BFC = mask(features_BFC, lengths_B, self.masking, FEATURE_SHIFT_MS)
         x_BTD, lengths_B = self.subsampling(features_BFC, lengths_B)
         x_BTD = self.dropout(x_BTD)
