@@ -85,7 +85,7 @@ def error_rates(results: Results) -> str:
             "their choice."
         )
     if twins := streaming_twins(results):
-        notes.append(f"Streaming systems are compared with a streaming twin where there is one: {' and '.join(twins)}.")
+        notes.append(f"Streaming systems are compared with streaming ones alone: {' and '.join(twins)}.")
     parts = [wer_table(results, dev=False), _note(" ".join(notes))]
     if table := delay_table(results):
         parts += ["<h3>Latency and emission delay</h3>", table]

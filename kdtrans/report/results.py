@@ -193,8 +193,8 @@ def read_results(
 ) -> Results:
     """Read score files and the per-utterance counts beside them; pool seeds, compare systems, measure delays.
 
-    A streaming system is compared with the streaming twin of the baseline (and control), `streaming_NAME`, where such a
-    system was scored: against the plain one its gain would be mixed with the price of streaming.
+    A streaming system is compared with the streaming twins of baseline and control, `streaming_NAME`, where one of them
+    was scored, and else with the plain ones: against those its gain is mixed with the price of streaming.
 
     Args:
         scores: NAME.score.json files; NAME.score.parquet stands beside each.
@@ -218,14 +218,15 @@ def read_results(
     groups = {key: _pool(list(paths.values()), summaries) for key, paths in grouped.items()}
     if control and not {control, STREAMING + control} & {score.system for score in summaries.values()}:
         control = None
+    names = [baseline, control] if control else [baseline]
     rows = [
         Row(
             group.runs,
             group.counts,
             float(np.mean([score.wer for score in group.runs])),
             *wer_interval(_words(group), group.errors_N),
-            baseline=_against(groups, key, baseline),
-            control=_against(groups, key, control) if control else None,
+            baseline=_against(groups, key, baseline, names),
+            control=_against(groups, key, control, names) if control else None,
         )
         for key, group in groups.items()
     ]
@@ -270,13 +271,15 @@ def _pool(paths: list[Path], summaries: Mapping[Path, ScoreSummary]) -> _Pooled:
     return _Pooled([summaries[path] for path in paths], counts, tables[0], mean_errors([*map(errors_of, tables)]))
 
 
-def _against(groups: Mapping[tuple[str, Condition], _Pooled], key: tuple[str, Condition], name: str) -> Against | None:
-    """The comparison of one group with a named system, or its streaming twin; see `read_results`."""
+def _against(
+    groups: Mapping[tuple[str, Condition], _Pooled], key: tuple[str, Condition], name: str, names: list[str]
+) -> Against | None:
+    """The comparison of one group with one of the named systems, or with its streaming twin; see `read_results`."""
     system, condition = key
     group = groups[key]
-    twin = STREAMING + name
-    if group.runs[0].latency_ms is not None and (twin, condition) in groups:
-        name = twin
+    streams = group.runs[0].latency_ms is not None
+    if streams and any((STREAMING + one, condition) in groups for one in names):
+        name = STREAMING + name
     other = groups.get((name, condition))
     if other is None or name == system:
         return None

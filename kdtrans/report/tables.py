@@ -55,7 +55,7 @@ def _legend(results: Results) -> list[str]:
         lines.append("Of several seeds: the WER is their mean; seeds: their number and their lowest and highest WER,")
         lines.append("which the intervals, over utterances, do not cover.")
     if twins := streaming_twins(results):
-        lines.append(f"Streaming systems are compared with a streaming twin where there is one: {' and '.join(twins)}.")
+        lines.append(f"Streaming systems are compared with streaming ones alone: {' and '.join(twins)}.")
     if results.delays:
         lines.append("delay: how much later than the teacher a label of the reference is emitted, on Viterbi paths.")
     return lines
