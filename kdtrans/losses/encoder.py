@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdtrans.models.padding import real_frames
+
 
 def encoder_loss(
     ours_BTJ: Tensor, theirs_BTJ: Tensor, our_frames_B: Tensor, their_frames_B: Tensor, shift: int = 0
@@ -36,5 +38,5 @@ def encoder_loss(
     ours_BTJ, theirs_BTJ = ours_BTJ[:, shift : shift + num_frames], theirs_BTJ[:, :num_frames].float()
     distance_BT = (ours_BTJ - F.layer_norm(theirs_BTJ, theirs_BTJ.shape[2:])).square().mean(2)
     common_B = torch.minimum(our_frames_B - shift, their_frames_B)
-    is_real_BT = torch.arange(num_frames, device=common_B.device) < common_B[:, None]
-    return distance_BT.masked_fill(~is_real_BT, 0.0).sum(1)
+    real_BT = real_frames(common_B, num_frames)
+    return distance_BT.masked_fill(~real_BT, 0.0).sum(1)

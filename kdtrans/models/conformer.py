@@ -24,6 +24,7 @@ from kdtrans.contracts import FRAME_SHIFT_MS, SAMPLE_RATE
 from kdtrans.models.equalizer import equalize
 from kdtrans.models.features import SHORTEST, log_mel
 from kdtrans.models.masking import mask
+from kdtrans.models.padding import real_frames
 from kdtrans.models.transducer import Encoder
 from kdtrans.models.warp import warp_frequency
 
@@ -329,11 +330,6 @@ class ConvolutionModule(nn.Module):
             x_BDT = F.pad(x_BDT, (self.history, 0))
         x_BTD = self.depthwise(x_BDT).transpose(1, 2)
         return self.dropout(self.output(F.silu(self.depthwise_norm(x_BTD))))
-
-
-def real_frames(lengths_B: Tensor, longest: int) -> Tensor:
-    """True (B, longest) where a frame belongs to its utterance."""
-    return torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
 
 
 def chunk_mask(frames: int, chunk: int, left: int, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdtrans.models.features import LOG_MEL_SCALE
+from kdtrans.models.padding import real_frames
 
 KNOTS = 5  # evenly spread over the mel axis, so that the gain of neighbouring channels is alike, like a filter's
 FEATURE_A_DB = math.log(10.0) / 10.0 / LOG_MEL_SCALE  # by which a log-mel feature grows with 1 dB
@@ -35,5 +36,5 @@ def equalize(features_BFC: Tensor, lengths_B: Tensor, widest_db: float) -> Tenso
     """
     gain_db_BK = widest_db * (2.0 * torch.rand(len(features_BFC), KNOTS) - 1.0)
     gain_db_BC = F.interpolate(gain_db_BK[:, None], features_BFC.shape[2], mode="linear", align_corners=True)[:, 0]
-    real_BF = torch.arange(features_BFC.shape[1]) < lengths_B.cpu()[:, None]
-    return features_BFC + (FEATURE_A_DB * gain_db_BC[:, None] * real_BF[:, :, None]).to(features_BFC)
+    gain_BC = (FEATURE_A_DB * gain_db_BC).to(features_BFC)
+    return features_BFC + gain_BC[:, None] * real_frames(lengths_B, features_BFC.shape[1])[:, :, None]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdtrans.config import MaskingConfig
+from kdtrans.models.padding import real_frames
 
 SECONDS_PER_SET = 4.0
 
@@ -38,8 +39,8 @@ def mask(features_BFC: Tensor, lengths_B: Tensor, config: MaskingConfig, frame_s
     channels_B = torch.full_like(lengths, size_C)
     channel_BC = _stretches(channel_masks_B, channels_B, int(config.channel_width * size_C), size_C)
 
-    valid_BF = torch.arange(size_F) < lengths[:, None]
-    masked_BFC = (time_BF[:, :, None] | channel_BC[:, None, :]) & valid_BF[:, :, None]
+    real_BF = real_frames(lengths, size_F)
+    masked_BFC = (time_BF[:, :, None] | channel_BC[:, None, :]) & real_BF[:, :, None]
     mean_BC = features_BFC.detach().sum(1) / lengths_B[:, None].clamp(min=1)
     return torch.where(masked_BFC.to(features_BFC.device), mean_BC[:, None].to(features_BFC.dtype), features_BFC)
 

@@ -65,11 +65,6 @@ class PretrainedEncoder(Encoder):
         return (p for name, p in self.named_parameters() if not name.startswith("pooling."))
 
 
-def valid_frames(lengths_B: Tensor, size: int) -> Tensor:
-    """(B, size), true where a frame is inside its utterance."""
-    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
-
-
 def check_waveform(waveform_S: Tensor) -> None:
     """Refuse what is not one utterance of at least 50 ms; raises ValueError."""
     if waveform_S.dim() != 1 or len(waveform_S) < SHORTEST:

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from kdtrans.config import MaskingConfig, RandomEncoderConfig
 from kdtrans.models.masking import mask
-from kdtrans.models.pretrained.common import PretrainedEncoder, check_waveform, valid_frames
+from kdtrans.models.padding import real_frames
+from kdtrans.models.pretrained.common import PretrainedEncoder, check_waveform
 
 
 class WaveformEncoder(PretrainedEncoder):
@@ -54,8 +55,8 @@ class WaveformEncoder(PretrainedEncoder):
         """(B, T, C) -> (B, T, E)."""
         raise NotImplementedError
 
-    def contextualise(self, projected_BTE: Tensor, valid_BT: Tensor) -> Tensor:
-        """The transformer: (B, T, E), of which valid_BT are real -> (B, T, E)."""
+    def contextualise(self, projected_BTE: Tensor, real_BT: Tensor) -> Tensor:
+        """The transformer: (B, T, E), of which real_BT are real -> (B, T, E)."""
         raise NotImplementedError
 
     def extract(self, waveform_S: Tensor) -> Tensor:
@@ -83,11 +84,11 @@ class WaveformEncoder(PretrainedEncoder):
             conv_BTC = self._convolve_batch(features_BFC.squeeze(2), lengths_B)
         lengths_B = self.frames(lengths_B)
         projected_BTE = self.project(conv_BTC)
-        valid_BT = valid_frames(lengths_B, projected_BTE.shape[1])
-        projected_BTE = projected_BTE * valid_BT[:, :, None]
+        real_BT = real_frames(lengths_B, projected_BTE.shape[1])
+        projected_BTE = projected_BTE * real_BT[:, :, None]
         if self.training:
             projected_BTE = mask(projected_BTE, lengths_B, self.masking, frame_shift_ms=20.0)
-        return self.contextualise(projected_BTE, valid_BT), lengths_B
+        return self.contextualise(projected_BTE, real_BT), lengths_B
 
     def _convolve_batch(self, waveform_BS: Tensor, lengths_B: Tensor) -> Tensor:
         if not self.group_norm:
@@ -128,8 +129,8 @@ class Wav2Vec2Encoder(WaveformEncoder):
         projected = self.projection(conv_BTC)
         return projected[0] if isinstance(projected, tuple) else projected  # HuBERT returns one, the others two
 
-    def contextualise(self, projected_BTE: Tensor, valid_BT: Tensor) -> Tensor:
-        return self.transformer(projected_BTE, attention_mask=valid_BT).last_hidden_state
+    def contextualise(self, projected_BTE: Tensor, real_BT: Tensor) -> Tensor:
+        return self.transformer(projected_BTE, attention_mask=real_BT).last_hidden_state
 
 
 def random_network(config: RandomEncoderConfig) -> Any:

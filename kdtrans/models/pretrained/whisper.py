@@ -18,7 +18,8 @@ from torch.nn import functional
 from kdtrans.config import MaskingConfig
 from kdtrans.contracts import SAMPLE_RATE
 from kdtrans.models.masking import mask
-from kdtrans.models.pretrained.common import PretrainedEncoder, check_waveform, valid_frames
+from kdtrans.models.padding import real_frames
+from kdtrans.models.pretrained.common import PretrainedEncoder, check_waveform
 
 FFT_SAMPLES = 400
 HOP_SAMPLES = 160
@@ -80,14 +81,14 @@ class WhisperEncoder(PretrainedEncoder):
         if self.training:
             features_BFC = mask(features_BFC, lengths_B, self.masking, frame_shift_ms=10.0)
         hidden = functional.gelu(self.network.conv1(features_BFC.transpose(1, 2)))
-        hidden = hidden * valid_frames(lengths_B, hidden.shape[2])[:, None]
+        hidden = hidden * real_frames(lengths_B, hidden.shape[2])[:, None]
         hidden = functional.gelu(self.network.conv2(hidden)).transpose(1, 2)
         hidden = hidden + self.positions[: hidden.shape[1]]
         hidden = functional.dropout(hidden, self.network.dropout, self.training)
 
         lengths_B = (lengths_B + 1) // 2
-        valid_BT = valid_frames(lengths_B, hidden.shape[1])
-        keys_B11T = None if bool(valid_BT.all()) else valid_BT[:, None, None, :]
+        real_BT = real_frames(lengths_B, hidden.shape[1])
+        keys_B11T = None if bool(real_BT.all()) else real_BT[:, None, None, :]
         for layer in self.network.layers:
             hidden = layer(hidden, keys_B11T)
         return self.network.layer_norm(hidden), lengths_B

@@ -84,3 +84,15 @@ def test_grid_is_the_joiner_at_every_node() -> None:
     grid = model.grid(enc, pred)
     assert grid.shape == (2, 5, 4, 9)
     torch.testing.assert_close(grid[1, 3, 2], model.joiner(enc[1, 3], pred[1, 2]))
+
+
+@pytest.mark.parametrize("change", [{"frequency_warp": 0.3}, {"equalizer_db": 6.0}])
+def test_features_are_changed_in_training_only(change: dict[str, float]) -> None:
+    config = ConformerConfig(dim=16, layers=1, heads=2, ffn_dim=16, dropout=0.0, **change)
+    encoder = ConformerEncoder(config, MaskingConfig(time_masks=0, channel_masks=0))
+    features, lengths = torch.randn(1, 40, 80), torch.tensor([40])
+    plain, _ = encoder.eval()(features, lengths)
+    again, _ = encoder(features, lengths)
+    changed, _ = encoder.train()(features, lengths)
+    assert torch.equal(plain, again)
+    assert not torch.allclose(plain, changed, atol=1e-3)

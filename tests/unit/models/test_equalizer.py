@@ -6,8 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrans.config import ConformerConfig, MaskingConfig
-from kdtrans.models.conformer import ConformerEncoder
 from kdtrans.models.equalizer import FEATURE_A_DB, KNOTS, equalize
 from kdtrans.models.features import log_mel
 
@@ -48,14 +46,3 @@ def test_a_gain_is_that_of_the_waveform(monkeypatch):
     monkeypatch.setattr(torch, "rand", torch.ones)  # the widest gain on all channels
     louder = equalize(log_mel(waveform, 80)[None], torch.tensor([100]), 12.0)[0]
     torch.testing.assert_close(louder, log_mel(10 ** (12.0 / 20) * waveform, 80), rtol=0, atol=1e-3)
-
-
-def test_the_encoder_equalizes_in_training_only():
-    config = ConformerConfig(dim=16, layers=1, heads=2, ffn_dim=16, dropout=0.0, equalizer_db=6.0)
-    encoder = ConformerEncoder(config, MaskingConfig(time_masks=0, channel_masks=0))
-    features, lengths = torch.randn(1, 40, 80), torch.tensor([40])
-    plain, _ = encoder.eval()(features, lengths)
-    again, _ = encoder(features, lengths)
-    equalized, _ = encoder.train()(features, lengths)
-    assert torch.equal(plain, again)
-    assert not torch.allclose(plain, equalized, atol=1e-3)

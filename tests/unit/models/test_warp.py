@@ -9,8 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdtrans.config import ConformerConfig, MaskingConfig
-from kdtrans.models.conformer import ConformerEncoder
 from kdtrans.models.features import log_mel
 from kdtrans.models.warp import warp_frequency, warped_channels
 
@@ -79,14 +77,3 @@ def test_a_tone_moves_to_the_frequency_that_the_warp_says(factor, monkeypatch):
     warped = warp_frequency(tone(1500.0)[None], 0.5)[0]
     moved = tone(1500.0 / factor)
     assert abs(int(warped[50].argmax()) - int(moved[50].argmax())) <= 1
-
-
-def test_the_encoder_warps_in_training_only():
-    config = ConformerConfig(dim=16, layers=1, heads=2, ffn_dim=16, dropout=0.0, frequency_warp=0.3)
-    encoder = ConformerEncoder(config, MaskingConfig(time_masks=0, channel_masks=0))
-    features, lengths = torch.randn(1, 40, 80), torch.tensor([40])
-    plain, _ = encoder.eval()(features, lengths)
-    again, _ = encoder(features, lengths)
-    warped, _ = encoder.train()(features, lengths)
-    assert torch.equal(plain, again)
-    assert not torch.allclose(plain, warped, atol=1e-3)
