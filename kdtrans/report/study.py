@@ -16,9 +16,9 @@ LEGEND = """\
 WER in % with its 95 % bootstrap interval over utterances; of several seeds the mean, and their range in brackets behind
 their number (the intervals do not cover the choice of seeds). WERR: relative reduction of the WER in %, positive is
 better, with its paired bootstrap interval; a reduction whose interval includes 0 is in italics: it is not significant.
-Streaming systems are compared with the streaming baseline and control, if there is one of them. Delay: how much later
-than the teacher a label of the reference is emitted on Viterbi paths, median. Speed: seconds of audio decoded in a
-second."""
+Streaming systems are compared with the streaming baseline and control alone, once one of them is scored. Delay: how
+much later than the teacher a label of the reference is emitted on Viterbi paths, median. Speed: seconds of audio
+decoded in a second."""
 
 Row = dict[str, Any]
 
