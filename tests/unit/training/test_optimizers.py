@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from kdtrans.training import optimizers
 from kdtrans.training.optimizers import BatchedMuon, orthogonalised
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -26,7 +28,8 @@ def trained(optimizer_type: type[torch.optim.Muon], updates: int) -> list[torch.
     return [p.detach() for p in model.parameters()]
 
 
-def test_matrices_of_one_shape_together_move_as_torch_moves_each_alone() -> None:
+def test_matrices_of_one_shape_together_move_as_torch_moves_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "product_dtype", lambda device: torch.bfloat16)  # as torch's, whatever the CPU
     started = [p.detach() for p in network().parameters()]
     for mine, torchs, start in zip(trained(BatchedMuon, 5), trained(torch.optim.Muon, 5), started, strict=True):
         moved = (torchs - start).norm()
@@ -45,10 +48,13 @@ def test_a_matrix_without_gradient_stays() -> None:
     assert torch.equal(weight, before)
 
 
-def test_singular_values_come_near_one_and_the_shape_stays() -> None:
+@pytest.mark.parametrize("knows_bf16", [True, False])
+def test_singular_values_come_near_one_and_the_shape_stays(monkeypatch: pytest.MonkeyPatch, knows_bf16: bool) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: knows_bf16)
     matrices = [torch.randn(4, 9), torch.randn(9, 4), torch.randn(4, 9), torch.zeros(3, 3)]
     for matrix, result in zip(matrices, orthogonalised(matrices, COEFFICIENTS, 5, 1e-7), strict=True):
         assert result.shape == matrix.shape
+        assert result.dtype == (torch.bfloat16 if knows_bf16 else torch.float32)
         values = torch.linalg.svdvals(result.float())
         assert ((values > 0.5) & (values < 1.4)).all() or not matrix.any()
