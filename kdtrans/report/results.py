@@ -47,6 +47,7 @@ class Row:
     wer_high: float
     baseline: Against | None  # None: it is the baseline itself, or the baseline was not scored in this condition
     control: Against | None
+    teacher: Against | None
 
     @property
     def system(self) -> str:
@@ -113,6 +114,7 @@ class Row:
             "real_time_factor": self.real_time_factor,
             "against_baseline": self.baseline.to_json() if self.baseline else None,
             "against_control": self.control.to_json() if self.control else None,
+            "against_teacher": self.teacher.to_json() if self.teacher else None,
             "delay_ms": delay.to_json() if delay else None,
             "runs": [{"run": run.run, "wer": run.wer, "lm_weight": run.lm_weight} for run in self.runs],
         }
@@ -167,6 +169,8 @@ class Results:
         text = f"{best.system}: {best.wer:.1f} % WER on {best.condition[0]}"
         for against in (best.baseline, best.control):
             text += f", {_change(against)}" if against and against.comparison.werr is not None else ""
+        if best.teacher and best.teacher.comparison.werr is not None:
+            text += f", {1 - best.teacher.comparison.werr / 100:.1f} times the teacher's errors"
         teacher = self.row(TEACHER, best.condition)
         if teacher and best.parameters:
             ratio = teacher.parameters / best.parameters
@@ -227,6 +231,7 @@ def read_results(
             *wer_interval(_words(group), group.errors_N),
             baseline=_against(groups, key, baseline, names),
             control=_against(groups, key, control, names) if control else None,
+            teacher=_against(groups, key, TEACHER, []),
         )
         for key, group in groups.items()
     ]
@@ -274,7 +279,7 @@ def _pool(paths: list[Path], summaries: Mapping[Path, ScoreSummary]) -> _Pooled:
 def _against(
     groups: Mapping[tuple[str, Condition], _Pooled], key: tuple[str, Condition], name: str, names: list[str]
 ) -> Against | None:
-    """The comparison of one group with one of the named systems, or with its streaming twin; see `read_results`."""
+    """The comparison of one group with another; of a streaming one with the twin, where one of `names` has a twin."""
     system, condition = key
     group = groups[key]
     streams = group.runs[0].latency_ms is not None

@@ -16,6 +16,7 @@ LEGEND = """\
 WER in % with its 95 % bootstrap interval over utterances; of several seeds the mean, and their range in brackets behind
 their number (the intervals do not cover the choice of seeds). WERR: relative reduction of the WER in %, positive is
 better, with its paired bootstrap interval; a reduction whose interval includes 0 is in italics: it is not significant.
+x teacher: the WER as a multiple of the teacher's, its interval paired too.
 Streaming systems are compared with the streaming baseline and control alone, once one of them is scored. Delay: how
 much later than the teacher a label of the reference is emitted on Viterbi paths, median. Speed: seconds of audio
 decoded in a second."""
@@ -55,6 +56,7 @@ def _row(split: str, row: Mapping[str, Any]) -> Row:
         "wer_most": row["wer_most"],
         **_werr("baseline", row["against_baseline"]),
         **_werr("hard", row["against_control"]),
+        **_ratio(row["against_teacher"]),
         "delay_ms_p50": row["delay_ms"]["p50"] if row["delay_ms"] else None,
         "latency_ms": row["latency_ms"],
         "params": row["parameters"],
@@ -68,6 +70,13 @@ def _row(split: str, row: Mapping[str, Any]) -> Row:
 
 def _werr(name: str, against: Mapping[str, Any] | None) -> dict[str, float | None]:
     return {f"werr_{name}{end}": against[f"werr{end}"] if against else None for end in ("", "_low", "_high")}
+
+
+def _ratio(teacher: Mapping[str, Any] | None) -> dict[str, float | None]:
+    # The higher reduction is the lower ratio.
+    ends = {"": "", "_low": "_high", "_high": "_low"}
+    werr = {end: teacher[f"werr{of}"] if teacher else None for end, of in ends.items()}
+    return {f"x_teacher{end}": None if value is None else 1 - value / 100 for end, value in werr.items()}
 
 
 def markdown(rows: Sequence[Row], command: str, date: str, machine: str) -> str:
@@ -84,7 +93,8 @@ def markdown(rows: Sequence[Row], command: str, date: str, machine: str) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    header = ["system", "parameters", "latency", "seeds", "WER", "WERR baseline", "WERR hard", "delay", "speed"]
+    header = ["system", "parameters", "latency", "seeds", "WER", "WERR baseline", "WERR hard", "x teacher"]
+    header += ["delay", "speed"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row in rows:
         several = f" ({row['wer_least']:.1f}{NONE}{row['wer_most']:.1f})" if row["runs"] > 1 else ""
@@ -97,6 +107,7 @@ def _table(rows: Sequence[Row]) -> str:
                 f"{row['wer']:.2f} [{row['wer_low']:.2f}, {row['wer_high']:.2f}]",
                 _reduction(row, "werr_baseline"),
                 _reduction(row, "werr_hard"),
+                _multiple(row),
                 NONE if row["delay_ms_p50"] is None else f"{row['delay_ms_p50']:.0f} ms".replace("-", MINUS),
                 NONE if row["x_realtime"] is None else f"{row['x_realtime']:.0f}x",
             ]
@@ -110,3 +121,8 @@ def _reduction(row: Row, key: str) -> str:
         return NONE
     text = f"{value:.1f} [{low:.1f}, {high:.1f}]".replace("-", MINUS)
     return f"*{text}*" if low <= 0 <= high else text
+
+
+def _multiple(row: Row) -> str:
+    value, low, high = (row[f"x_teacher{end}"] for end in ("", "_low", "_high"))
+    return NONE if value is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -55,7 +55,7 @@ def test_writes_table_summary_and_page(made_run: dict[str, Any], capsys: pytest.
     assert re.search(r"\nkd +test +whole utterance +\+40 ", table)
     assert "streaming ones alone: streaming_baseline." in table
     assert table.splitlines()[0].startswith("kd_unlabelled: ")
-    assert "at 1/9 of the teacher's size." in table
+    assert re.search(r"\d\.\d times the teacher's errors, at 1/9 of the teacher's size\.", table.splitlines()[0])
 
     summary = json.loads((folder / "summary.json").read_text())
     assert len(summary["rows"]) == 7 * 3
@@ -65,6 +65,8 @@ def test_writes_table_summary_and_page(made_run: dict[str, Any], capsys: pytest.
     assert gain["werr"] == pytest.approx(100 * (1 - by_system["kd_unlabelled"]["wer"] / by_system["baseline"]["wer"]))
     assert gain["werr_low"] < gain["werr"] < gain["werr_high"]
     assert gain["p"] < 0.05
+    assert by_system["teacher"]["against_teacher"] is None
+    assert by_system["streaming_kd"]["against_teacher"]["system"] == "teacher"
     assert by_system["kd"]["against_control"]["system"] == "hard"
     assert by_system["kd"]["against_control"]["werr_low"] < 0 < by_system["kd"]["against_control"]["werr_high"]
     assert by_system["streaming_kd"]["against_baseline"]["system"] == "streaming_baseline"

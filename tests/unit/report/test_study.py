@@ -27,6 +27,7 @@ KEYS = {
     "testset",
 }
 KEYS |= {f"werr_{name}{end}" for name in ("baseline", "hard") for end in ("", "_low", "_high")} | {"x_realtime"}
+KEYS |= {f"x_teacher{end}" for end in ("", "_low", "_high")}
 
 
 def test_collects_what_is_finished(
@@ -51,6 +52,10 @@ def test_collects_what_is_finished(
         if (row["system"], row["search"], row["testset"]) == ("kd_unlabelled", "greedy", "test")
     )
     assert kd["werr_hard_low"] == source["against_control"]["werr_low"]
+    teacher = next(row for row in rows if (row["name"], row["search"]) == ("teacher", "greedy"))
+    assert kd["x_teacher"] == pytest.approx(kd["wer"] / teacher["wer"])
+    assert kd["x_teacher_low"] < kd["x_teacher"] < kd["x_teacher_high"]
+    assert teacher["x_teacher"] is None
     assert (kd["seeds"], kd["params"], kd["x_realtime"]) == ([1, 2, 3], 1_130_000, pytest.approx(15.0))
     text = (tmp_path / "docs" / "study.md").read_text()
     assert text.count("\n### test, greedy\n") == 2
