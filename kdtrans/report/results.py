@@ -169,9 +169,9 @@ class Results:
         text = f"{best.system}: {best.wer:.1f} % WER on {best.condition[0]}"
         for against in (best.baseline, best.control):
             text += f", {_change(against)}" if against and against.comparison.werr is not None else ""
-        if best.teacher and best.teacher.comparison.werr is not None:
-            text += f", {1 - best.teacher.comparison.werr / 100:.1f} times the teacher's errors"
         teacher = self.row(TEACHER, best.condition)
+        if teacher and teacher.wer:
+            text += f", {best.wer / teacher.wer:.1f} times the teacher's errors"
         if teacher and best.parameters:
             ratio = teacher.parameters / best.parameters
             text += f", at 1/{ratio:.0f} of the teacher's size" if ratio >= 1.5 else ""

@@ -16,10 +16,9 @@ LEGEND = """\
 WER in % with its 95 % bootstrap interval over utterances; of several seeds the mean, and their range in brackets behind
 their number (the intervals do not cover the choice of seeds). WERR: relative reduction of the WER in %, positive is
 better, with its paired bootstrap interval; a reduction whose interval includes 0 is in italics: it is not significant.
-x teacher: the WER as a multiple of the teacher's, its interval paired too.
-Streaming systems are compared with the streaming baseline and control alone, once one of them is scored. Delay: how
-much later than the teacher a label of the reference is emitted on Viterbi paths, median. Speed: seconds of audio
-decoded in a second."""
+Streaming systems are compared with the streaming baseline and control alone, once one of them is scored. x teacher: the
+WER as a multiple of the teacher's, its interval paired too. Delay: how much later than the teacher a label of the
+reference is emitted on Viterbi paths, median. Speed: seconds of audio decoded in a second."""
 
 Row = dict[str, Any]
 
@@ -56,7 +55,7 @@ def _row(split: str, row: Mapping[str, Any]) -> Row:
         "wer_most": row["wer_most"],
         **_werr("baseline", row["against_baseline"]),
         **_werr("hard", row["against_control"]),
-        **_ratio(row["against_teacher"]),
+        **_multiples(row["against_teacher"]),
         "delay_ms_p50": row["delay_ms"]["p50"] if row["delay_ms"] else None,
         "latency_ms": row["latency_ms"],
         "params": row["parameters"],
@@ -72,11 +71,13 @@ def _werr(name: str, against: Mapping[str, Any] | None) -> dict[str, float | Non
     return {f"werr_{name}{end}": against[f"werr{end}"] if against else None for end in ("", "_low", "_high")}
 
 
-def _ratio(teacher: Mapping[str, Any] | None) -> dict[str, float | None]:
-    # The higher reduction is the lower ratio.
-    ends = {"": "", "_low": "_high", "_high": "_low"}
-    werr = {end: teacher[f"werr{of}"] if teacher else None for end, of in ends.items()}
-    return {f"x_teacher{end}": None if value is None else 1 - value / 100 for end, value in werr.items()}
+def _multiples(teacher: Mapping[str, Any] | None) -> dict[str, float | None]:
+    def multiple(reduction: str) -> float | None:
+        return None if teacher is None or teacher[reduction] is None else 1 - teacher[reduction] / 100
+
+    # The higher reduction is the lower multiple.
+    low, high = multiple("werr_high"), multiple("werr_low")
+    return {"x_teacher": multiple("werr"), "x_teacher_low": low, "x_teacher_high": high}
 
 
 def markdown(rows: Sequence[Row], command: str, date: str, machine: str) -> str:

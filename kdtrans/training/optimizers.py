@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from kdtrans.config import TrainingConfig
 from kdtrans.models.transducer import Transducer
+from kdtrans.training.precision import product_dtype
 
 ParameterGroup = dict[str, Any]
 
@@ -97,13 +98,3 @@ def orthogonalised(
         for place, x_RC in zip(places, x_MRC, strict=True):
             results[place] = x_RC.T if matrices[place].shape[0] > matrices[place].shape[1] else x_RC
     return results
-
-
-def product_dtype(device: torch.device) -> torch.dtype:
-    """What the iterations multiply in: bf16 is all they need, fp32 on CPUs that would have to emulate it.
-
-    Without instructions for bf16 torch multiplies number by number: on Zen 3 an update of AN4's student took 1.6 s
-    instead of 0.25 s.
-    """
-    emulated = device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported()
-    return torch.float32 if emulated else torch.bfloat16

@@ -88,6 +88,7 @@ def test_grid_is_the_joiner_at_every_node() -> None:
 
 @pytest.mark.parametrize("change", [{"frequency_warp": 0.3}, {"equalizer_db": 6.0}])
 def test_features_are_changed_in_training_only(change: dict[str, float]) -> None:
+    torch.manual_seed(0)
     config = ConformerConfig(dim=16, layers=1, heads=2, ffn_dim=16, dropout=0.0, **change)
     encoder = ConformerEncoder(config, MaskingConfig(time_masks=0, channel_masks=0))
     features, lengths = torch.randn(1, 40, 80), torch.tensor([40])
