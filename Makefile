@@ -2,6 +2,7 @@
 # make test   lint, types, tests
 # make test-k2   lattice, losses and k2's search against k2, in an environment of its own
 # make test-slurm   the workflow, its faults and several nodes on a SLURM that it starts and stops: as root, on Debian
+# make test-gpu   what a GPU computes, against the CPU
 # make study-an4   the paper's study on AN4 (hours; AN4_ROOT and WHISPER_BASE name its data; SYSTEMS="kd hard": only these)
 # All make .venv first. VENV=/elsewhere puts it elsewhere; PYTHON=python3.12 makes it of another Python.
 
@@ -9,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-k2 test-slurm study-an4 lint lock clean
+.PHONY: help setup demo test test-k2 test-slurm test-gpu study-an4 lint lock clean
 
 # Without bytecode every job of a workflow compiles Snakemake and torch anew, which takes longer than most jobs' work.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,7 +22,7 @@ PIP := -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 setup: $(READY)
 
@@ -62,6 +63,10 @@ $(K2_VENV)/.ready: envs/k2-registry.txt envs/k2-wheel.txt
 # Where no SLURM can be started it says NOT RUN and fails. KDTRANS_FAULTS=2 breaks less than ten of each kind.
 test-slurm: $(READY)
 	KDTRANS_SLURM=1 $(BIN)/python -m pytest -q -s tests/slurm
+
+# Where there is no GPU all of it is skipped.
+test-gpu: $(READY)
+	KDTRANS_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/unit/lattice/test_kernel.py tests/unit/data/test_batches.py
 
 # Resumes where it was stopped; the page shows what is finished.
 STUDY := --configfile workflow/configs/an4.yaml workflow/configs/an4-study.yaml

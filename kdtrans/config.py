@@ -380,7 +380,7 @@ class TrainingConfig(Section):
     delay_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Nats a frame by which the lattice prefers earlier labels."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where it pays (CUDA; wide encoders on CPUs with AMX); lattices are always fp64."""
+    """auto: bf16 where it pays (wide encoders on GPUs and on CPUs with AMX); lattices are always fp64."""
     evaluate_every: Positive = 500
     """Updates between greedy decodings of dev; the average with the lowest dev WER is kept."""
     checkpoint_every: Positive = 250

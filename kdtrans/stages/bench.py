@@ -10,6 +10,7 @@ from kdtrans.artifacts import write_whole
 BENCHES = {
     "cost": ("kdtrans.bench.cost", "bench_cost"),
     "decode": ("kdtrans.bench.decode", "bench_decode"),
+    "gpu": ("kdtrans.bench.gpu", "bench_gpu"),
     "loss": ("kdtrans.bench.loss", "bench_loss"),
     "targets": ("kdtrans.bench.targets", "bench_targets"),
     "train": ("kdtrans.bench.train", "bench_train"),
@@ -30,7 +31,7 @@ def main(
 
     Args:
         name: loss: transducer losses beside others'; train: a training step; decode: searches; targets: shards; cost:
-            how losses, dump and decoding grow with a batch.
+            how losses, dump and decoding grow with a batch; gpu: what LibriSpeech's presets take of a GPU.
         quick: end within a minute on two cores: fewer repeats, and a smaller corpus to read, as the table says.
         json: write measurements and ratios there too.
         results: a results folder, whose models are measured (decode, loss, targets); without it, what comes with

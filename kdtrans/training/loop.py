@@ -7,6 +7,7 @@ several processes give those of one, but for rounding.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -135,14 +136,15 @@ class Trainer:
             torch.manual_seed(self.config.seed * 1_000_003 + step + place * 2**40)
             batch = next(stream)
             losses = self.compute(self.model, batch.to(self._device), step)
-            _check_finite(losses, batch.utt_ids, step)
+            values = _read(losses)
+            _check_finite(values, batch.utt_ids, step)
             (losses["loss"] / self.config.accumulate).backward()
             utt_ids += batch.utt_ids
-            meter.add(batch, {name: float(value.detach()) / self.config.accumulate for name, value in losses.items()})
+            meter.add(batch, {name: value / self.config.accumulate for name, value in values.items()})
         self.processes.sum_gradients(self.model.parameters())
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm))
         _check_finite({"grad_norm": grad_norm}, utt_ids, step)
-        meter.grad_norm += float(grad_norm)
+        meter.grad_norm += grad_norm
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -211,9 +213,16 @@ class Trainer:
         return content["step"], (epoch, index), Best(**content["best"]), content["seconds"]
 
 
-def _check_finite(values: dict[str, Tensor], utt_ids: list[str], step: int) -> None:
+def _read(losses: Losses) -> dict[str, float]:
+    """Their values, in one transfer: a GPU waits for this process at each."""
+    device = losses["loss"].device
+    read = torch.stack([value.detach().to(device, torch.float64) for value in losses.values()]).tolist()
+    return dict(zip(losses, read, strict=True))
+
+
+def _check_finite(values: dict[str, float], utt_ids: list[str], step: int) -> None:
     """Stop at the first loss or gradient that is not a number: averages would hide it and the weights be lost."""
-    bad = {name: float(value.detach()) for name, value in values.items() if not torch.isfinite(value)}
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
         raise ValueError(
             f"update {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())} for utterances "

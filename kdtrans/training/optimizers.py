@@ -65,10 +65,10 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look ahead
             directions = orthogonalised(list(updates), group["ns_coefficients"], group["ns_steps"], group["eps"])
-            for matrix, direction in zip(matrices, directions, strict=True):
-                scale = 0.2 * max(direction.shape) ** 0.5  # to the root mean square of AdamW's updates
-                matrix.mul_(1.0 - group["lr"] * group["weight_decay"])
-                matrix.add_(direction, alpha=-group["lr"] * scale)
+            # To the root mean square of AdamW's updates.
+            scales = [-group["lr"] * 0.2 * max(direction.shape) ** 0.5 for direction in directions]
+            torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(matrices, torch._foreach_mul([d.to(matrices[0].dtype) for d in directions], scales))
 
 
 def orthogonalised(
