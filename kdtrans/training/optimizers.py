@@ -68,7 +68,7 @@ class BatchedMuon(torch.optim.Muon):
             # To the root mean square of AdamW's updates.
             scales = [-group["lr"] * 0.2 * max(direction.shape) ** 0.5 for direction in directions]
             torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(matrices, torch._foreach_mul([d.to(matrices[0].dtype) for d in directions], scales))
+            torch._foreach_add_(matrices, torch._foreach_mul(directions, scales))
 
 
 def orthogonalised(
@@ -81,6 +81,9 @@ def orthogonalised(
         coefficients: of the quintic polynomial that the singular values are put through.
         iterations: how often.
         smallest: norms below this are not divided by.
+
+    Returns:
+        Matrices of the same shapes and types, as exact as what they were multiplied in (`product_dtype`).
     """
     a, b, c = coefficients
     same_shape: dict[torch.Size, list[int]] = defaultdict(list)
@@ -95,6 +98,8 @@ def orthogonalised(
         for _ in range(iterations):
             gram_MRR = x_MRC @ x_MRC.mT
             x_MRC = torch.baddbmm(x_MRC, torch.baddbmm(gram_MRR, gram_MRR, gram_MRR, beta=b, alpha=c), x_MRC, beta=a)
-        for place, x_RC in zip(places, x_MRC, strict=True):
-            results[place] = x_RC.T if matrices[place].shape[0] > matrices[place].shape[1] else x_RC
+        x_MRC = x_MRC.to(matrices[places[0]].dtype)
+        x_MCR = x_MRC.mT.contiguous()  # what lies as its matrix does is added to it in one launch with the others
+        for place, x_RC, x_CR in zip(places, x_MRC, x_MCR, strict=True):
+            results[place] = x_CR if matrices[place].shape[0] > matrices[place].shape[1] else x_RC
     return results
