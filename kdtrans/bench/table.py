@@ -42,18 +42,17 @@ class Bench:
     limits: dict[str, str]  # ratio -> what is asked of it, in words
 
     def text(self) -> str:
-        """The ratios with what is asked of them, then every measurement with its conditions."""
+        """The ratios, if there are any, with what is asked of them, then every measurement with its conditions."""
         judged = [[key, number(value), self.limits.get(key, "")] for key, value in self.ratios.items()]
         rows = [
             [row.name, number(row.median), row.unit, str(len(row.values)), conditions(row.parameters)]
             for row in self.rows
         ]
-        return "\n\n".join(
-            [
-                f"{self.name}\n" + align(["ratio", "median", "asked"], judged),
-                _conditions_last(align(["measurement", "median", "unit", "repeats"], [row[:4] for row in rows]), rows),
-            ]
+        measured = _conditions_last(
+            align(["measurement", "median", "unit", "repeats"], [row[:4] for row in rows]), rows
         )
+        tables = [align(["ratio", "median", "asked"], judged), measured] if judged else [measured]
+        return f"{self.name}\n" + "\n\n".join(tables)
 
     def write(self, path: Path) -> None:
         """The same as JSON: {name, rows, ratios}."""

@@ -86,6 +86,8 @@ def test_table_and_json_say_the_same(tmp_path: Path) -> None:
     assert "1,000" in found.text()
     assert ">= 500" in found.text()
     assert "k 8" in found.text()
+    assert "ratio" in found.text()
+    assert "ratio" not in Bench("gpu", [row], {}, {}).text()  # there is no table of nothing
 
 
 def test_command_line() -> None:
