@@ -64,7 +64,7 @@ $(K2_VENV)/.ready: envs/k2-registry.txt envs/k2-wheel.txt
 test-slurm: $(READY)
 	KDTRANS_SLURM=1 $(BIN)/python -m pytest -q -s tests/slurm
 
-# Where there is no GPU all of it is skipped.
+# Where there is no GPU, what needs one is skipped.
 test-gpu: $(READY)
 	KDTRANS_GPU=1 $(BIN)/python -m pytest -q tests/gpu tests/unit/lattice/test_kernel.py tests/unit/data/test_batches.py
 

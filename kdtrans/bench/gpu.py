@@ -4,7 +4,7 @@ A batch is as long as the preset's and full of utterances of 15 s; audio is nois
 long as speech and trained ones. A rate is seconds of audio a second; a time is of the whole update, optimiser included,
 with the batch at hand: what loaders and the file system cost is not in it. Memory is the peak that torch has reserved.
 
-Shapes: B utterances, F feature frames, C channels, T encoder frames, U labels, N path nodes, V vocabulary.
+Shapes: B utterances, F feature frames, C channels, T encoder frames, U labels.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ import yaml
 from lhotse import MonoCut
 
 from kdtrans.bench.table import Bench, Conditions, Measurement
+from kdtrans.bench.train import KD, NO_KD, apply_gradients, random_supervisions
 from kdtrans.config import KdConfig, StudentConfig, TargetsConfig, TeacherConfig, TrainingConfig
 from kdtrans.contracts import SAMPLE_RATE
-from kdtrans.data.batches import Batch, Supervision, collate
-from kdtrans.lattice.path import nodes, path_from_frames
+from kdtrans.data.batches import Batch, collate
 from kdtrans.lattice.recursion import viterbi
-from kdtrans.losses.distillation import NodeTargets
 from kdtrans.losses.fused import arc_scores
 from kdtrans.models.build import build_student, teacher_groups
 from kdtrans.models.predictor import build_predictor
@@ -41,7 +40,6 @@ PRESETS = Path(__file__).parents[2] / "workflow/configs"
 SECONDS, FRAMES, LABELS = 15.0, 375, 75  # of an utterance; 5 pieces a second, as 256 pieces have LibriSpeech
 VOCABULARY = 256
 GPU = torch.device("cuda")
-KD, NO_KD = KdConfig(weight=1.0), KdConfig()
 Work = Callable[[], object]
 
 
@@ -83,7 +81,8 @@ def measure(name: str, make: Callable[[], tuple[Work, float]], repeats: int) -> 
         work, audio = make()
         times = [_seconds(work) for _ in range(2 + repeats)][2:]
     except torch.OutOfMemoryError:
-        return [Measurement(f"{name}: out of memory", "", [float("nan")], where)]
+        there = torch.cuda.get_device_properties(GPU).total_memory / 1e9
+        return [Measurement(f"{name}: out of memory, there is", "GB", [there], where)]
     where |= {"audio s": round(audio)}
     return [
         Measurement(name, "x real time", [audio / seconds for seconds in times], where),
@@ -147,11 +146,7 @@ def updates(
         for _ in range(config.accumulate):
             losses = transducer_losses(model, batch, config, kd)
             (losses["loss"] / config.accumulate).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        average.update(model, 0)
+        apply_gradients(model, optimizers, average, config.clip_norm)
 
     return work
 
@@ -176,16 +171,8 @@ def teacher() -> tuple[TeacherConfig, Transducer]:
 
 def batch_of(model: Transducer, seconds: float) -> Batch:
     """Utterances of 15 s, with random labels and targets along paths of theirs, on the GPU."""
-    count, generator = int(seconds / SECONDS), torch.Generator().manual_seed(0)
-    labels_BU = torch.randint(1, VOCABULARY, (count, LABELS), generator=generator)
-    emission_BU = torch.randint(FRAMES, (count, LABELS), generator=generator).sort(1).values
-    paths_BN = path_from_frames(labels_BU, emission_BU, torch.full((count,), FRAMES), torch.full((count,), LABELS))
-    read = []
-    for labels_U, path_N in zip(labels_BU, paths_BN, strict=True):
-        logits_NV = 3.0 * torch.randn(len(path_N), VOCABULARY, generator=generator)
-        top = logits_NV.log_softmax(1).topk(TargetsConfig().top_k, dim=1)
-        targets = NodeTargets(torch.zeros_like(path_N), *nodes(path_N), top.indices, top.values)
-        read.append(Supervision(tuple(labels_U.tolist()), targets))
-    features_FC = model.encoder.extract(torch.randn(round(SECONDS * SAMPLE_RATE), generator=generator))
+    count = int(seconds / SECONDS)
+    read = random_supervisions(count, FRAMES, LABELS, VOCABULARY, TargetsConfig().top_k)
+    features_FC = model.encoder.extract(torch.randn(round(SECONDS * SAMPLE_RATE)))
     cuts = [MonoCut(str(number), 0.0, SECONDS, 0) for number in range(count)]
     return collate(cuts, read, lambda _: features_FC).to(GPU)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from lhotse import MonoCut
 from torch import Tensor
+from torch.optim import Optimizer
 
 from kdtrans.bench.measure import cpu_seconds, peak_growth_mb
 from kdtrans.bench.table import Bench, Conditions, Measurement
@@ -31,6 +32,7 @@ from kdtrans.data.batches import Batch, Supervision, collate
 from kdtrans.lattice.path import nodes, path_from_frames
 from kdtrans.losses.distillation import NodeTargets, gather_logits, one_best_loss
 from kdtrans.models.build import build_student
+from kdtrans.models.transducer import Transducer
 from kdtrans.targets.shards import read_shard, row_to_target
 from kdtrans.targets.sizes import encoded
 from kdtrans.training.losses import ctc_loss, path_losses, run_student, transducer_losses, transducer_part
@@ -143,11 +145,7 @@ class Job:
 
     def update(self) -> None:
         """What comes after the gradients."""
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.model, 0)
+        apply_gradients(self.model, self.optimizers, self.average, self.training.clip_norm)
 
     def parts(self) -> dict[str, float]:
         """CPU seconds of each part of one update."""
@@ -174,6 +172,15 @@ class Job:
         timed("backward", lambda: torch.autograd.backward((total, *joined), (None, *gradients)))
         timed("optimiser", self.update)
         return seconds
+
+
+def apply_gradients(model: Transducer, optimizers: list[Optimizer], average: WeightAverage, clip_norm: float) -> None:
+    """What an update does after the gradients."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    average.update(model, 0)
 
 
 def measure_parts(size: str, threads: int, repeats: int) -> list[Measurement]:
@@ -286,6 +293,11 @@ def material(size: str) -> tuple[list[Supervision], int, str]:
         read = [Supervision(tuple(target.labels.tolist()), target.node_targets(0)) for target in stored]
         return read, footer.vocab_size, "1 M"
     B, T, U, V, student = SIZES[size]
+    return random_supervisions(B, T, U, V, k), V, student
+
+
+def random_supervisions(B: int, T: int, U: int, V: int, k: int) -> list[Supervision]:
+    """B utterances of T frames with U random labels, and the k best of random distributions along paths of theirs."""
     generator = torch.Generator().manual_seed(0)
     labels_BU = torch.randint(1, V, (B, U), generator=generator)
     emission_BU = torch.randint(T, (B, U), generator=generator).sort(1).values
@@ -295,7 +307,7 @@ def material(size: str) -> tuple[list[Supervision], int, str]:
         top = (3.0 * torch.randn(len(path_N), V, generator=generator)).log_softmax(1).topk(k, dim=1)
         targets_N = NodeTargets(torch.zeros_like(path_N), *nodes(path_N), top.indices, top.values)
         read.append(Supervision(tuple(labels_U.tolist()), targets_N))
-    return read, V, student
+    return read
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
