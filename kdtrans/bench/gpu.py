@@ -22,7 +22,7 @@ import yaml
 from lhotse import MonoCut
 
 from kdtrans.bench.table import Bench, Conditions, Measurement
-from kdtrans.bench.train import KD, NO_KD, apply_gradients, random_supervisions
+from kdtrans.bench.train import KD, NO_KD, Work, apply_gradients, random_supervisions
 from kdtrans.config import KdConfig, StudentConfig, TargetsConfig, TeacherConfig, TrainingConfig
 from kdtrans.contracts import SAMPLE_RATE
 from kdtrans.data.batches import Batch, collate
@@ -40,7 +40,6 @@ PRESETS = Path(__file__).parents[2] / "workflow/configs"
 SECONDS, FRAMES, LABELS = 15.0, 375, 75  # of an utterance; 5 pieces a second, as 256 pieces have LibriSpeech
 VOCABULARY = 256
 GPU = torch.device("cuda")
-Work = Callable[[], object]
 
 
 def bench_gpu(quick: bool) -> Bench:
