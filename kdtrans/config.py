@@ -345,6 +345,9 @@ class TrainingConfig(Section):
     """Padded seconds of audio in a batch."""
     accumulate: Positive = 1
     """Batches an update."""
+    word_share: Fraction = 0.0
+    """Labelled utterances with rare words are repeated until each word is visited as often as one that is in this share
+    of them; 0: they are not."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: for the encoder's matrices, AdamW for the rest; learns faster from scratch, AdamW is for fine-tuning."""
     lr: Annotated[float, Field(gt=0)] = 2.0e-3

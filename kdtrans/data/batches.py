@@ -137,6 +137,7 @@ class BatchOrder:
         unlabelled_ratio: seconds of unlabelled for each second of labelled audio; None: as they are. The smaller part
             is repeated, and the larger part is seen once an epoch.
         seed: seed of the order.
+        visits: of each example in an epoch, at least 1, on top of that; None: one each.
     """
 
     seconds: list[float]
@@ -144,13 +145,15 @@ class BatchOrder:
     max_duration_s: float
     unlabelled_ratio: float | None = None
     seed: int = 1
+    visits: list[float] | None = None
     _cached: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch, as lists of example indices."""
         if self._cached is None or self._cached[0] != epoch:
             random = np.random.default_rng((self.seed, epoch))
-            self._cached = epoch, self._shuffled(random, self._members(random))
+            members = self._revisited(random, self._members(random))
+            self._cached = epoch, self._shuffled(random, members)
         return self._cached[1]
 
     def stream(self, start: Position = (0, 0)) -> Iterator[tuple[Position, list[int]]]:
@@ -175,6 +178,12 @@ class BatchOrder:
         passes = {part: share[part] / seconds[parts[part]].sum() for part in parts}
         least = min(passes.values())
         return np.concatenate([_repeat(parts[part], passes[part] / least, random) for part in parts])
+
+    def _revisited(self, random: np.random.Generator, members: np.ndarray) -> np.ndarray:
+        if self.visits is None:
+            return members
+        visits = np.asarray(self.visits)[members]
+        return np.repeat(members, np.floor(visits + random.random(len(members))).astype(int))  # as many on average
 
     def _shuffled(self, random: np.random.Generator, members: np.ndarray) -> list[list[int]]:
         # A little noise on the durations, so that neighbours change from epoch to epoch.

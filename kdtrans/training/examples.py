@@ -63,6 +63,24 @@ def student_examples(
     return examples, dropped
 
 
+def visits_for_words(examples: list[Example], share: float) -> list[float] | None:
+    """Visits of each example in an epoch, such that rare words of the labelled text are heard often enough.
+
+    A word of fewer labelled utterances than that has each of them repeated until their visits are as many; an
+    utterance follows its rarest word (repeat factor sampling, Gupta et al. 2019, arXiv 1908.03195, but for their
+    square root, with which a word of one utterance stays rare). The text of unlabelled audio is a guess, of rare words
+    a bad one: it is visited once.
+
+    Args:
+        examples: labelled and unlabelled.
+        share: of the labelled utterances; 0: every example is visited once, which is None.
+    """
+    words = [set((text_of(example.cut) or "").split()) if example.labelled else set() for example in examples]
+    least = share * sum(example.labelled for example in examples)
+    count = Counter(word for of_one in words for word in of_one)
+    return [max([1.0, *(least / count[word] for word in of_one)]) for of_one in words] if share else None
+
+
 def _labels_per_second(labelled: list[Example]) -> float:
     if not labelled:
         raise ValueError("filters.max_length_ratio compares with labelled speech, and there is none: set it to null")

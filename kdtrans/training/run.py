@@ -28,6 +28,7 @@ from kdtrans.training.checkpoint import (
     save_model,
 )
 from kdtrans.training.evaluate import dev_evaluation
+from kdtrans.training.examples import visits_for_words
 from kdtrans.training.loop import StoppedError, Trainer
 from kdtrans.training.losses import transducer_losses
 from kdtrans.training.optimizers import ParameterGroup
@@ -141,7 +142,10 @@ def _order(
     examples: list[Example], config: TrainingConfig, unlabelled_ratio: float | None, processes: Processes
 ) -> SharedOrder:
     seconds, labelled = [e.cut.duration for e in examples], [e.labelled for e in examples]
-    return SharedOrder(seconds, labelled, config.max_duration_s, unlabelled_ratio, config.seed, processes=processes)
+    visits = visits_for_words(examples, config.word_share)
+    return SharedOrder(
+        seconds, labelled, config.max_duration_s, unlabelled_ratio, config.seed, visits, processes=processes
+    )
 
 
 def _introduce(model: Transducer, examples: list[Example], dropped: Counter[str]) -> None:

@@ -68,6 +68,16 @@ def test_unlabelled_ratio_holds_and_nobody_is_forgotten(ratio: float) -> None:
     assert unlabelled_s / labelled_s == pytest.approx(ratio, rel=0.05)
 
 
+def test_visits_hold_on_average_and_nobody_is_forgotten() -> None:
+    order = BatchOrder([2.0] * 4, [True] * 4, 30.0, visits=[1.0, 1.25, 2.0, 4.5])
+    times = np.zeros(4)
+    for epoch in range(400):
+        seen = np.bincount([i for batch in order.epoch(epoch) for i in batch], minlength=4)
+        assert (seen >= 1).all()
+        times += seen / 400
+    np.testing.assert_allclose(times, [1.0, 1.25, 2.0, 4.5], atol=0.1)
+
+
 def test_pack_keeps_the_order() -> None:
     assert pack([3, 1, 0, 2], [4.0, 3.0, 9.0, 1.0], 8.0) == [[3, 1], [0], [2]]
 

@@ -13,7 +13,7 @@ import torch
 
 from kdtrans.config import FilterConfig, StudentConfig, validate
 from kdtrans.contracts import ContractError, TargetsFooter
-from kdtrans.data.batches import BatchOrder, FeatureCache, TrainingBatches
+from kdtrans.data.batches import BatchOrder, Example, FeatureCache, TrainingBatches
 from kdtrans.data.manifest import text_of
 from kdtrans.data.splice import Splice
 from kdtrans.data.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ from kdtrans.targets.filters import repetition, unfit
 from kdtrans.targets.index import index_shard, row_groups, write_index
 from kdtrans.targets.shards import Target, read_shard, row_to_target, write_shard
 from kdtrans.targets.store import TargetRow, TargetStore
-from kdtrans.training.examples import student_examples
+from kdtrans.training.examples import student_examples, visits_for_words
 from tests.tiny import Workspace
 
 
@@ -188,6 +188,19 @@ def test_no_distribution_is_read_before_its_visit(
 ) -> None:
     monkeypatch.setattr(store, "target", None)
     assert len(student_examples(toy.cuts, tokenizer, student(filters={"max_length_ratio": 9.0}), store)[0]) == 12
+
+
+def test_every_word_of_the_labelled_text_is_visited_often_enough(toy: Workspace) -> None:
+    def example(text: str | None) -> Example:
+        cut = toy.cuts[0]
+        return Example(replace(cut, supervisions=[replace(cut.supervisions[0], text=text)]), text is not None, ())
+
+    texts = ["EIGHT ONE"] * 4 + ["ONE HALF", "ONE HALF HALF", "HALF PAST", "", None]
+    examples = [example(text) for text in texts]
+    assert visits_for_words(examples, 0.0) is None
+    # of 8 labelled utterances 6 have ONE, 4 EIGHT, 3 HALF, 1 PAST
+    assert visits_for_words(examples, 0.25) == [1.0] * 6 + [2.0, 1.0, 1.0]
+    assert visits_for_words(examples, 0.5) == [1.0] * 4 + [4 / 3, 4 / 3, 4.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("splice", [None, Splice(0.7, torch.ones(99, dtype=torch.bool))])
