@@ -844,12 +844,13 @@ class Config(Section):
                 raise ValueError(f"{source}: targets '{name}' is none of target_sets {sorted(self.target_sets)}")
         name, *others = config.target_sets
         first = self.target_set(name)
+        paths = first.along or name
         for other in others:
             found = self.target_set(other)
-            if found.along != name:
+            if (found.along or other) != paths:
                 raise ValueError(
-                    f"{source}: targets {config.target_sets} are averaged along the paths of '{name}', but "
-                    f"target_sets.{other}.along is {found.along}: set it to {name}"
+                    f"{source}: targets {config.target_sets} are averaged along the paths of '{paths}', but "
+                    f"target_sets.{other}.along is {found.along}: set it to {paths}"
                 )
             if found.frame_offset != first.frame_offset:
                 raise ValueError(
