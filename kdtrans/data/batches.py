@@ -137,7 +137,7 @@ class BatchOrder:
         unlabelled_ratio: seconds of unlabelled for each second of labelled audio; None: as they are. The smaller part
             is repeated, and the larger part is seen once an epoch.
         seed: seed of the order.
-        visits: of each example in an epoch, at least 1, on top of that; None: one each.
+        visits: of each example where its part is seen once, at least 1; None: one each.
     """
 
     seconds: list[float]
@@ -171,7 +171,7 @@ class BatchOrder:
         is_labelled = np.asarray(self.labelled, dtype=bool)
         if self.unlabelled_ratio is None or is_labelled.all() or not is_labelled.any():
             return everything
-        seconds = np.asarray(self.seconds)
+        seconds = np.asarray(self.seconds) * (1.0 if self.visits is None else np.asarray(self.visits))  # of one pass
         parts = {True: everything[is_labelled], False: everything[~is_labelled]}
         share = {True: 1.0, False: self.unlabelled_ratio}
         # Passes over each part such that the ratio holds and no part is seen less than once.

@@ -1,6 +1,6 @@
 """Targets of several teachers as those of one: at every node the mean of their distributions.
 
-The teachers share a tokenizer and the paths: those of further sets are dumped with `along` the first. Of a class that a
+The teachers share a tokenizer and the paths: sets are dumped with `along` the first, or all the same. Of a class that a
 teacher's shard does not store, it is only known that it lies in that teacher's tail. It counts as 0 there: the mean of
 its probability is too low by no more than that tail divided by the number of teachers, and what it lacks is in the
 tail of the mean.
@@ -39,7 +39,7 @@ class AveragedStore:
     """Several stores read as one: the first one's hypotheses, and at their nodes the mean of all distributions.
 
     Args:
-        stores: opened with the same tokenizer; the further ones follow the first one's paths.
+        stores: opened with the same tokenizer; all follow the same paths.
 
     Attributes:
         teacher_sha256: fingerprint of the first teacher, whose hypotheses these are.

@@ -75,10 +75,12 @@ def visits_for_words(examples: list[Example], share: float) -> list[float] | Non
         examples: labelled and unlabelled.
         share: of the labelled utterances; 0: every example is visited once, which is None.
     """
-    words = [set((text_of(example.cut) or "").split()) if example.labelled else set() for example in examples]
-    least = share * sum(example.labelled for example in examples)
+    if share == 0:
+        return None
+    words = [set((text_of(example.cut) or "").split()) for example in examples]  # unlabelled: none
     count = Counter(word for of_one in words for word in of_one)
-    return [max([1.0, *(least / count[word] for word in of_one)]) for of_one in words] if share else None
+    least = share * sum(example.labelled for example in examples)
+    return [max([1.0, *(least / count[word] for word in of_one)]) for of_one in words]
 
 
 def _labels_per_second(labelled: list[Example]) -> float:

@@ -78,6 +78,14 @@ def test_visits_hold_on_average_and_nobody_is_forgotten() -> None:
     np.testing.assert_allclose(times, [1.0, 1.25, 2.0, 4.5], atol=0.1)
 
 
+def test_unlabelled_ratio_holds_where_some_are_visited_more_often() -> None:
+    labelled, visits = [True] * 40 + [False] * 100, [5.0] * 20 + [1.0] * 120
+    order = BatchOrder([2.0] * 140, labelled, 30.0, unlabelled_ratio=1.0, visits=visits)
+    seen = np.bincount([i for batch in order.epoch(0) for i in batch], minlength=140)
+    assert seen.min() >= 1
+    assert seen[40:].sum() / seen[:40].sum() == pytest.approx(1.0, rel=0.05)
+
+
 def test_pack_keeps_the_order() -> None:
     assert pack([3, 1, 0, 2], [4.0, 3.0, 9.0, 1.0], 8.0) == [[3, 1], [0], [2]]
 
