@@ -656,7 +656,7 @@ class SearchConfig(Section):
 
 class TargetsConfig(Section):
     teacher: PathName | None = None
-    """model.pt of another teacher with the same tokenizer; null: the workflow's own."""
+    """One of `teachers`, or the model.pt of a teacher with the same tokenizer; null: `teacher`."""
     along: Name | None = None
     """Another target set, whose paths this one follows, so that a student may average the two; nothing is searched."""
     top_k: Annotated[int, Field(ge=1, le=65535)] = 8
@@ -768,6 +768,9 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     lm: LmConfig = LmConfig()
     teacher: TeacherConfig = TeacherConfig()
+    """The teacher that all others are compared with."""
+    teachers: dict[Name, dict[str, Any]] = {}
+    """Further teachers, for target sets: name -> what differs from `teacher`; null takes one away."""
     targets: TargetsConfig = TargetsConfig()
     """What all target sets share."""
     target_sets: dict[Name, dict[str, Any]] = {"teacher": {}}
@@ -794,14 +797,17 @@ class Config(Section):
         return results
 
     _named = field_validator(
-        "systems", "target_sets", mode="before", json_schema_input_type=dict[Name, dict[str, Any] | None]
+        "systems", "teachers", "target_sets", mode="before", json_schema_input_type=dict[Name, dict[str, Any] | None]
     )(_without_nulls)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         for taken in TARGET_NAMES & set(self.systems):
             raise ValueError(f"systems: '{taken}' is the name of a stage; choose another")
+        for name in self.teachers:
+            self.further_teacher(name)
         for name in self.target_sets:
+            self._check_teacher(name)
             self._check_along(name)
         if self.report.baseline not in self.systems:
             raise ValueError(f"report.baseline '{self.report.baseline}' is none of the systems {sorted(self.systems)}")
@@ -816,6 +822,15 @@ class Config(Section):
         for run in self.runs().keys() & self.sweep_runs().keys():
             raise ValueError(f"sweep: a run would be called '{run}', as one of systems is: rename the system")
         return self
+
+    def _check_teacher(self, name: str) -> None:
+        """Raise ValueError unless a target set's teacher is one of the configuration's, or a file."""
+        teacher = self.target_set(name).teacher
+        if teacher is not None and teacher not in self.teachers and re.fullmatch(r"[\w-]+", teacher):
+            raise ValueError(
+                f"target_sets.{name}: teacher '{teacher}' is none of teachers {sorted(self.teachers)}: name one of "
+                "them, or a model.pt"
+            )
 
     def _check_along(self, name: str) -> None:
         """Raise ValueError unless a target set has paths of its own, or follows a set that has."""
@@ -866,6 +881,10 @@ class Config(Section):
     def system(self, name: str) -> StudentConfig:
         """The student configuration of one system: `student` with the system's own entries laid over it."""
         return self._laid_over(self.student, self.systems[name], f"systems.{name}")
+
+    def further_teacher(self, name: str) -> TeacherConfig:
+        """The configuration of a further teacher: `teacher` with its own entries laid over it."""
+        return self._laid_over(self.teacher, self.teachers[name], f"teachers.{name}")
 
     def target_set(self, name: str) -> TargetsConfig:
         """The configuration of one target set: `targets` with the set's own entries laid over it."""

@@ -77,8 +77,11 @@ class Layout:
         self.source_lm = f"{root}/lm/source.arpa"
         # An n-gram by the name of its file: `source` is of the transcripts alone, for density_ratio.
         self.ngrams = {"lm": config.lm, "source": LmConfig(order=config.lm.order)}
-        self.teacher = f"{root}/teacher/model.pt"
-        self.gate = f"{root}/teacher/gate.json"
+        # Teachers by their folders: the one that all runs are compared with, and further ones, which make targets only.
+        self.teachers = {"teacher": config.teacher}
+        self.teachers |= {f"teachers/{name}": config.further_teacher(name) for name in config.teachers}
+        self.teacher, self.gate = self.teacher_in("teacher"), self.gate_in("teacher")
+        self.gates = {self.teacher_in(folder): self.gate_in(folder) for folder in self.teachers}
         self.report, self.choice = f"{root}/report/index.html", f"{root}/report/sweep.json"
         # The manifest shards of train. Commands are given the folder, for thousands of paths do not fit on a command
         # line; rules depend on data/summary.json, which holds one hash of them all: as outputs of `check` and inputs of
@@ -100,6 +103,14 @@ class Layout:
         """The model of a run; the teacher's is one."""
         return self.teacher if run == "teacher" else f"{self.results}/systems/{run}/model.pt"
 
+    def teacher_in(self, folder: str) -> str:
+        """The model of one of the configuration's teachers."""
+        return f"{self.results}/{folder}/model.pt"
+
+    def gate_in(self, folder: str) -> str:
+        """What says that one of the configuration's teachers may teach."""
+        return f"{self.results}/{folder}/gate.json"
+
     def checkpoints_of(self, run: str) -> str:
         """The folder of checkpoints beside a run's model."""
         return f"{Path(self.model_of(run)).parent}/checkpoints"
@@ -117,8 +128,17 @@ class Layout:
         return f"{self.results}/targets/{targetset}/train/index.json"
 
     def teacher_of(self, targetset: str) -> str:
-        """The model that makes a target set: the one that the set names, or the workflow's own."""
-        return self.target_sets[targetset].teacher or self.teacher
+        """The model that makes a target set: `teacher`, one of `teachers`, or a file of another workflow."""
+        named = self.target_sets[targetset].teacher
+        if named is None:
+            return self.teacher
+        return self.teacher_in(f"teachers/{named}") if named in self.config.teachers else named
+
+    @property
+    def teachers_in_use(self) -> list[str]:
+        """The folders of the teachers that are made: the first, and those whose target sets some run reads."""
+        read = {self.teacher, *map(self.teacher_of, self.target_sets_of(self.runs))}
+        return [folder for folder in self.teachers if self.teacher_in(folder) in read]
 
     def lm_of(self, search: SearchConfig) -> list[str]:
         """The files of the language model of a search, the one that it names first; nothing where it names none."""
@@ -195,10 +215,11 @@ class Layout:
     # ------------------------------------------------------------------------------------------------------- artifacts
     def artifacts(self) -> list[Artifact]:
         """What the workflow makes of the configuration, a sweep and a download included, in the order of the work."""
-        known = [*self._data(), *self._lms(), *self._teacher(), *self._targets(), *self._students()]
+        known = [*self._data(), *self._lms(), *self._teachers(), *self._targets(), *self._students()]
         known += [*self._lm_weights(), *self._hypotheses(), *self._alignments(), *self._scores(), *self._reports()]
         runs = ["teacher", *self.runs]
-        wanted = [self.data_summary, self.gate, *map(self.index_of, self.target_sets_of(self.runs))]
+        wanted = [self.data_summary, *map(self.gate_in, self.teachers_in_use)]
+        wanted += map(self.index_of, self.target_sets_of(self.runs))
         wanted += [*self.decodings_of(runs, "score.json"), *self.alignments_of(runs)]
         wanted += [self.report, *([self.choice] if self.sweep_runs else [])]
         wanted += [self.downloaded] if self.downloads_corpus else []
@@ -228,10 +249,12 @@ class Layout:
         lstm = lm.model_dump(mode="json", include={"lstm", "transcripts", "texts"})
         yield Artifact("lm", "lstm-lm", self.lms["lstm"], lstm, (*text, self.dev_cuts))
 
-    def _teacher(self) -> Iterator[Artifact]:
-        settings, folder = self.config.teacher.model_dump(mode="json"), self.checkpoints_of("teacher")
-        yield Artifact("teacher", "train-teacher", self.teacher, settings, self._trained_on, checkpoints=folder)
-        yield Artifact("teacher", "gate", self.gate, {"max_wer": settings["max_wer"]}, (self.teacher,))
+    def _teachers(self) -> Iterator[Artifact]:
+        for folder, config in self.teachers.items():
+            settings, model = config.model_dump(mode="json"), self.teacher_in(folder)
+            checkpoints = f"{Path(model).parent}/checkpoints"
+            yield Artifact("teacher", "train-teacher", model, settings, self._trained_on, checkpoints=checkpoints)
+            yield Artifact("teacher", "gate", self.gate_in(folder), {"max_wer": settings["max_wer"]}, (model,))
 
     def _targets(self) -> Iterator[Artifact]:
         for name, config in self.target_sets.items():

@@ -79,6 +79,20 @@ def test_two_teachers_are_dumped_along_the_same_paths(folder: Path, snakemake: S
     assert "--index new/targets/teacher/train/index.json new/targets/second/train/index.json " in planned
 
 
+def test_a_further_teacher_is_made_where_a_system_learns_from_it(results: Path, snakemake: Snakemake) -> None:
+    """The first teacher and its targets stand; of two more, one is in use."""
+    further = "teachers: {second: {training: {seed: 2}}, third: {training: {seed: 3}}}"
+    sets = "target_sets: {second: {teacher: second, along: teacher}, third: {teacher: third, along: teacher}}"
+    two = "systems: {kd_unlabelled: {targets: [teacher, second]}}"
+    planned = snakemake("--dry-run", "--printshellcmds", over=f"{{{further}, {sets}, {two}}}").stdout
+    assert jobs(planned).items() >= {"train_teacher": 1, "gate": 1, "dump": 2, "verify": 1, "train_student": 1}.items()
+    assert "train-teacher --config results/config/teachers/second.yaml " in planned
+    assert "gate --config results/config/teachers/second.yaml --model results/teachers/second/model.pt " in planned
+    dump = next(line for line in planned.splitlines() if "dump --config results/config/targets/second.yaml" in line)
+    assert "--model results/teachers/second/model.pt " in dump
+    assert "third" not in planned
+
+
 def test_a_sweep_decodes_dev_alone(results: Path, snakemake: Snakemake) -> None:
     over = "sweep: {kd_unlabelled: {kd.weight: [0.2, 2.0], kd.shift: [0, 1]}}"
     planned = jobs(snakemake("--dry-run", "sweep", over=over).stdout)

@@ -33,10 +33,12 @@ def remade(folder: Path, over: str) -> dict[str, int]:
 
 
 EVERYTHING = """
-target_sets: {again: {along: teacher}, second: {teacher: second.pt}}
+teachers: {other: {training: {seed: 2}}, unused: {}}
+target_sets: {again: {along: teacher}, second: {teacher: second.pt}, other: {teacher: other, along: teacher}}
 systems:
   kd_unlabelled: {targets: again}  # reads no index of the set that it follows
   second: {kd: {weight: 1.0}, targets: second}
+  averaged: {kd: {weight: 1.0}, targets: [teacher, other]}
   lattice: {kd: {weight: 1.0, loss: full_lattice}, seeds: [1, 2]}
 sweep: {kd_unlabelled: {kd.weight: [0.2, 2.0]}}
 decode:

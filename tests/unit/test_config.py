@@ -91,6 +91,11 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
         ),
         ({"target_sets": {"two": {"along": "two"}, "teacher": {}}}, ["along 'two'", "['teacher']"]),
         ({"target_sets": {**SECOND, "third": {"along": "second"}}}, ["target_sets.third", "follows 'teacher' itself"]),
+        ({"teachers": {"second": {"updates": 3}}}, ["teachers.second", "unknown key 'updates'"]),
+        (
+            {"teachers": {"second": {}}, "target_sets": {"second": {"teacher": "secnd"}}},
+            ["target_sets.second: teacher 'secnd' is none of teachers ['second']"],
+        ),
         ({"student": {"targets": ["teacher", "teacher"]}}, ["student.targets", "twice"]),
         ({"student": {"targets": []}}, ["student.targets", "at least 1"]),
         ({"target_sets": {"teacher": {}, "second": {}}, "systems": AVERAGED}, ["systems.kd", "second.along is None"]),
@@ -227,6 +232,14 @@ def test_a_target_set_is_the_targets_with_its_own_entries_over_them() -> None:
     config = validate(Config, {"target_sets": {"teacher": {}, "eight": {"top_k": 3}}}, "my.yaml")
     assert config.target_set("teacher") == config.targets
     assert config.target_set("eight").top_k == 3
+
+
+def test_a_further_teacher_is_the_teacher_with_its_own_entries_over_it() -> None:
+    config = validate(Config, {"teachers": {"second": {"training": {"seed": 2}}, "gone": None}}, "my.yaml")
+    assert list(config.teachers) == ["second"]
+    second = config.further_teacher("second")
+    assert second.training.seed == 2
+    assert second.model_copy(update={"training": config.teacher.training}) == config.teacher
 
 
 def test_a_system_may_average_several_target_sets() -> None:

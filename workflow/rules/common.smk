@@ -27,9 +27,10 @@ LAYOUT = Layout(CFG)  # where everything lies
 # it depends on as `params: cfg`, so that a changed key reruns that stage and what follows; the files are no inputs.
 SECTIONS = {
     name: getattr(CFG, name).model_dump(mode="json")
-    for name in ("corpus", "tokenizer", "lm", "teacher", "decode", "report")
+    for name in ("corpus", "tokenizer", "lm", "decode", "report")
 }
-TARGET_SETS = LAYOUT.target_sets
+TEACHERS, TARGET_SETS = LAYOUT.teachers, LAYOUT.target_sets
+SECTIONS |= {folder: settings.model_dump(mode="json") for folder, settings in TEACHERS.items()}
 SECTIONS |= {f"targets/{name}": settings.model_dump(mode="json") for name, settings in TARGET_SETS.items()}
 SECTIONS |= {f"ngrams/{name}": settings.model_dump(mode="json") for name, settings in LAYOUT.ngrams.items()}
 
@@ -53,6 +54,7 @@ def one_of(names):
 
 wildcard_constraints:
     shard=r"\d{5}",
+    teacher=one_of(TEACHERS),
     targetset=one_of(TARGET_SETS),
     run=one_of(["teacher", *STUDENTS]),
     search=one_of(SEARCHES),
@@ -73,7 +75,7 @@ def corpus_ready(wildcards):
 
 
 def teacher_of(wildcards):
-    """The model that makes a target set: the one that the set names, or the workflow's own."""
+    """The model that makes a target set."""
     return LAYOUT.teacher_of(wildcards.targetset)
 
 
@@ -81,9 +83,8 @@ def made_from(wildcards):
     """What a shard is made from: its teacher, and the other set's shard whose paths it follows, if it follows one."""
     along = TARGET_SETS[wildcards.targetset].along
     teacher = {"model": teacher_of(wildcards)}
-    if teacher["model"] == TEACHER:
-        # Has to stand there; passing it anew changes no target.
-        teacher |= {"gate": ancient(rules.gate.output.gate)}
+    if gate := LAYOUT.gates.get(teacher["model"]):
+        teacher |= {"gate": ancient(gate)}  # has to stand there; passing it anew changes no target
     return teacher | ({"along": LAYOUT.shard(along, wildcards.shard)} if along else {})
 
 
@@ -95,7 +96,7 @@ def model_of(wildcards):
 def distils_from(wildcards):
     """What a run learns from, and the gate where that is the teacher itself."""
     found = LAYOUT.distils_from(wildcards.run)
-    return found | ({"teacher": TEACHER, "gate": ancient(rules.gate.output.gate)} if "teacher" in found else {})
+    return found | ({"teacher": TEACHER, "gate": ancient(LAYOUT.gate)} if "teacher" in found else {})
 
 
 def sweep_scores(wildcards):

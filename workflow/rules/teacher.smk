@@ -1,10 +1,9 @@
-"""Pre-trained encoder and labelled data -> transducer teacher, and the gate that it passes before it teaches."""
+"""Pre-trained encoder and labelled data -> transducer teachers, and the gate that each passes before it teaches."""
 
 
 rule teacher:
     input:
-        TEACHER,
-        f"{R}/teacher/gate.json",
+        expand(f"{R}/{{teacher}}/{{file}}", teacher=LAYOUT.teachers_in_use, file=["model.pt", "gate.json"]),
 
 
 rule train_teacher:
@@ -13,9 +12,10 @@ rule train_teacher:
         dev=DEV_CUTS,
         tokenizer=TOKENIZER,
     output:
-        model=TEACHER,  # one file, written last; Snakemake deletes the outputs of a failed job, so checkpoints are none
+        # One file, written last; Snakemake deletes the outputs of a failed job, so checkpoints are none.
+        model=f"{R}/{{teacher}}/model.pt",
     log:
-        f"{R}/logs/train_teacher.log",
+        f"{R}/logs/train_{{teacher}}.log",
     priority: 2  # everything but the baseline waits for it
     conda:
         "../../envs/kdtrans.yaml"
@@ -23,9 +23,9 @@ rule train_teacher:
     params:
         trainer=trainer,
         train=TRAIN,
-        config=f"{R}/config/teacher.yaml",
-        cfg=training_identity(SECTIONS["teacher"]),
-        checkpoints=f"{R}/teacher/checkpoints",
+        config=f"{R}/config/{{teacher}}.yaml",
+        cfg=lambda w: training_identity(SECTIONS[w.teacher]),
+        checkpoints=f"{R}/{{teacher}}/checkpoints",
         budget=max_seconds,
     shell:
         "exec {params.trainer} train-teacher --config {params.config:q} --train {params.train:q} --dev {input.dev:q}"
@@ -35,16 +35,16 @@ rule train_teacher:
 
 rule gate:
     input:
-        model=TEACHER,
+        model=rules.train_teacher.output.model,
     output:
-        gate=f"{R}/teacher/gate.json",
+        gate=f"{R}/{{teacher}}/gate.json",
     log:
-        f"{R}/logs/gate.log",
+        f"{R}/logs/gate_{{teacher}}.log",
     priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"
     params:
-        config=f"{R}/config/teacher.yaml",
-        cfg=SECTIONS["teacher"]["max_wer"],
+        config=f"{R}/config/{{teacher}}.yaml",
+        cfg=lambda w: SECTIONS[w.teacher]["max_wer"],
     shell:
         "exec kdtrans gate --config {params.config:q} --model {input.model:q} --out {output.gate:q} > {log:q} 2>&1"
