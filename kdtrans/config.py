@@ -768,7 +768,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     lm: LmConfig = LmConfig()
     teacher: TeacherConfig = TeacherConfig()
-    """The teacher that all others are compared with."""
+    """The teacher, which every system is compared with."""
     teachers: dict[Name, dict[str, Any]] = {}
     """Further teachers, for target sets: name -> what differs from `teacher`; null takes one away."""
     targets: TargetsConfig = TargetsConfig()

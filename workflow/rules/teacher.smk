@@ -15,7 +15,7 @@ rule train_teacher:
         # One file, written last; Snakemake deletes the outputs of a failed job, so checkpoints are none.
         model=f"{R}/{{teacher}}/model.pt",
     log:
-        f"{R}/logs/train_{{teacher}}.log",
+        f"{R}/logs/train_teacher/{{teacher}}.log",
     priority: 2  # everything but the baseline waits for it
     conda:
         "../../envs/kdtrans.yaml"
@@ -39,7 +39,7 @@ rule gate:
     output:
         gate=f"{R}/{{teacher}}/gate.json",
     log:
-        f"{R}/logs/gate_{{teacher}}.log",
+        f"{R}/logs/gate/{{teacher}}.log",
     priority: 2  # students wait for it
     conda:
         "../../envs/kdtrans.yaml"
