@@ -26,8 +26,7 @@ LAYOUT = Layout(CFG)  # where everything lies
 # What each stage is given: the file's name below config/ -> its values, defaults filled in. A rule takes the values that
 # it depends on as `params: cfg`, so that a changed key reruns that stage and what follows; the files are no inputs.
 SECTIONS = {
-    name: getattr(CFG, name).model_dump(mode="json")
-    for name in ("corpus", "tokenizer", "lm", "decode", "report")
+    name: getattr(CFG, name).model_dump(mode="json") for name in ("corpus", "tokenizer", "lm", "decode", "report")
 }
 TEACHERS, TARGET_SETS = LAYOUT.teachers, LAYOUT.target_sets
 SECTIONS |= {folder: settings.model_dump(mode="json") for folder, settings in TEACHERS.items()}
