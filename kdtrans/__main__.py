@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 import re
+import select
 import sys
 import types
 import typing
@@ -64,13 +66,25 @@ def main(argv: list[str] | None = None) -> int:
     parameters = inspect.signature(command).parameters.values()
     positional = [arguments.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
     try:
-        return command(*positional, **arguments) or 0
+        status = command(*positional, **arguments) or 0
+        sys.stdout.flush()
+        return status
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still has for it goes nowhere
+            return 141  # as of a program that SIGPIPE ends
         print(f"kdtrans {argv[0]}: error: {one_screen(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"kdtrans {argv[0]}: interrupted", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has seen enough, as of `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def one_screen(message: str) -> str:

@@ -49,6 +49,17 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "train-student" in message
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "kdtrans", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout
+        assert run.stderr
+        run.stdout.close()  # before anything is written
+        assert run.stderr.read() == ""
+    assert run.returncode == 141
+
+
 def test_an_expected_error_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"
     names = ["--run", "kd", "--system", "kd", "--search", "greedy", "--testset", "dev"]
