@@ -46,7 +46,10 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; expected errors end in one message on stderr and exit status 1, an interruption in 130."""
+    """Run one command; expected errors end in one message on stderr and exit status 1, an interruption in 130.
+
+    A reader of the output that has seen enough, as `| head`, ends it without a message, in 141.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))

@@ -134,10 +134,9 @@ class Layout:
             return self.teacher
         return self.teacher_in(f"teachers/{named}") if named in self.config.teachers else named
 
-    @property
-    def teachers_in_use(self) -> list[str]:
-        """The folders of the teachers that are made: the first, and those whose target sets some run reads."""
-        read = {self.teacher, *map(self.teacher_of, self.target_sets_of(self.runs))}
+    def teachers_of(self, runs: Mapping[str, Run]) -> list[str]:
+        """The folders of the first teacher, and of those whose target sets some runs read."""
+        read = {self.teacher, *map(self.teacher_of, self.target_sets_of(runs))}
         return [folder for folder in self.teachers if self.teacher_in(folder) in read]
 
     def lm_of(self, search: SearchConfig) -> list[str]:
@@ -218,7 +217,7 @@ class Layout:
         known = [*self._data(), *self._lms(), *self._teachers(), *self._targets(), *self._students()]
         known += [*self._lm_weights(), *self._hypotheses(), *self._alignments(), *self._scores(), *self._reports()]
         runs = ["teacher", *self.runs]
-        wanted = [self.data_summary, *map(self.gate_in, self.teachers_in_use)]
+        wanted = [self.data_summary, *map(self.gate_in, self.teachers_of(self.students))]
         wanted += map(self.index_of, self.target_sets_of(self.runs))
         wanted += [*self.decodings_of(runs, "score.json"), *self.alignments_of(runs)]
         wanted += [self.report, *([self.choice] if self.sweep_runs else [])]
