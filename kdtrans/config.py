@@ -385,7 +385,8 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where it pays (wide encoders on GPUs and on CPUs with AMX); lattices are always fp64."""
     evaluate_every: Positive = 500
-    """Updates between greedy decodings of dev; the average with the lowest dev WER is kept."""
+    """Updates between greedy decodings of dev; the average with the lowest dev WER is kept, of equal ones the
+    one with the lowest loss."""
     checkpoint_every: Positive = 250
     log_every: Positive = 25
     workers: Annotated[int, Field(ge=0, le=256)] = 0
@@ -544,8 +545,8 @@ class StudentConfig(Section):
     """Train on unlabelled audio too, with the teacher's pseudo text."""
     unlabelled_ratio: Annotated[float, Field(gt=0)] | None = None
     """Hours of unlabelled audio for each labelled hour in the stream of batches; null: as the corpus has it."""
-    targets: Name | Annotated[list[Name], Field(min_length=1)] = "teacher"
-    """The target set that it learns from; several: the mean of their distributions, along the paths of the first."""
+    targets: Name = "teacher"
+    """The target set that it learns from."""
     filters: FilterConfig = FilterConfig()
     kd: KdConfig = KdConfig()
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
@@ -560,24 +561,6 @@ class StudentConfig(Section):
         evaluate_every=500,
     )
 
-    @field_validator("targets")
-    @classmethod
-    def _distinct(cls, targets: str | list[str]) -> str | list[str]:
-        if isinstance(targets, str):
-            return targets
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"{targets} names a set twice")
-        return targets if len(targets) > 1 else targets[0]
-
-    @model_validator(mode="after")
-    def _averages_nodes(self) -> StudentConfig:
-        if len(self.target_sets) > 1 and self.kd.loss != "one_best":
-            raise ValueError(
-                f"targets {self.target_sets} are averaged node by node: that needs kd.loss: one_best, "
-                f"not {self.kd.loss}"
-            )
-        return self
-
     @model_validator(mode="after")
     def _splices_what_targets_have(self) -> StudentConfig:
         if self.splice and self.kd.weight and self.kd.loss == "full_sum":
@@ -586,11 +569,6 @@ class StudentConfig(Section):
                 "full_sum compares with it: take another loss, or no splice"
             )
         return self
-
-    @property
-    def target_sets(self) -> list[str]:
-        """The names of the target sets, the one whose paths count first."""
-        return [self.targets] if isinstance(self.targets, str) else self.targets
 
     @property
     def reads_targets(self) -> bool:
@@ -655,10 +633,11 @@ class SearchConfig(Section):
 
 
 class TargetsConfig(Section):
-    teacher: PathName | None = None
-    """One of `teachers`, or the model.pt of a teacher with the same tokenizer; null: `teacher`."""
+    teachers: Annotated[list[PathName], Field(min_length=1)] = ["teacher"]
+    """Who makes them: `teacher`, names of `teachers`, or files model.pt with the same tokenizer; of several the mean of
+    their distributions is searched and stored."""
     along: Name | None = None
-    """Another target set, whose paths this one follows, so that a student may average the two; nothing is searched."""
+    """Another target set, whose paths this one follows; nothing is searched."""
     top_k: Annotated[int, Field(ge=1, le=65535)] = 8
     """Most classes whose log-probability is stored at each node; the rest is one tail class."""
     min_probability: Fraction = 1.0e-4
@@ -677,6 +656,13 @@ class TargetsConfig(Section):
     """Teacher frames dropped at the start, when the teacher has more 40 ms frames than the student."""
     max_duration_s: Seconds = 60.0
     """Padded seconds of audio in a batch."""
+
+    @field_validator("teachers")
+    @classmethod
+    def _distinct(cls, teachers: list[str]) -> list[str]:
+        if len(set(teachers)) < len(teachers):
+            raise ValueError(f"{teachers} names a teacher twice")
+        return teachers
 
     @model_validator(mode="after")
     def _fits(self) -> TargetsConfig:
@@ -804,10 +790,12 @@ class Config(Section):
     def _consistent(self) -> Config:
         for taken in TARGET_NAMES & set(self.systems):
             raise ValueError(f"systems: '{taken}' is the name of a stage; choose another")
+        if "teacher" in self.teachers:
+            raise ValueError("teachers: 'teacher' is the name of the first one; choose another")
         for name in self.teachers:
             self.further_teacher(name)
         for name in self.target_sets:
-            self._check_teacher(name)
+            self._check_teachers(name)
             self._check_along(name)
         if self.report.baseline not in self.systems:
             raise ValueError(f"report.baseline '{self.report.baseline}' is none of the systems {sorted(self.systems)}")
@@ -823,14 +811,14 @@ class Config(Section):
             raise ValueError(f"sweep: a run would be called '{run}', as one of systems is: rename the system")
         return self
 
-    def _check_teacher(self, name: str) -> None:
-        """Raise ValueError unless a target set's teacher is one of the configuration's, or a file."""
-        teacher = self.target_set(name).teacher
-        if teacher is not None and teacher not in self.teachers and re.fullmatch(r"[\w-]+", teacher):
-            raise ValueError(
-                f"target_sets.{name}: teacher '{teacher}' is none of teachers {sorted(self.teachers)}: name one of "
-                "them, or a model.pt"
-            )
+    def _check_teachers(self, name: str) -> None:
+        """Raise ValueError unless a target set's teachers are the configuration's, or files."""
+        known = ["teacher", *self.teachers]
+        for teacher in self.target_set(name).teachers:
+            if teacher not in known and re.fullmatch(r"[\w-]+", teacher):
+                raise ValueError(
+                    f"target_sets.{name}: teacher '{teacher}' is none of {known}: name one of them, or a model.pt"
+                )
 
     def _check_along(self, name: str) -> None:
         """Raise ValueError unless a target set has paths of its own, or follows a set that has."""
@@ -853,29 +841,14 @@ class Config(Section):
                 )
 
     def _check_targets(self, config: StudentConfig, source: str) -> None:
-        """Raise ValueError unless the target sets that a student reads exist and go together."""
-        for name in config.target_sets:
-            if name not in self.target_sets:
-                raise ValueError(f"{source}: targets '{name}' is none of target_sets {sorted(self.target_sets)}")
-        name, *others = config.target_sets
-        first = self.target_set(name)
-        paths = first.along or name
-        for other in others:
-            found = self.target_set(other)
-            if (found.along or other) != paths:
-                raise ValueError(
-                    f"{source}: targets {config.target_sets} are averaged along the paths of '{paths}', but "
-                    f"target_sets.{other}.along is {found.along}: set it to {paths}"
-                )
-            if found.frame_offset != first.frame_offset:
-                raise ValueError(
-                    f"{source}: targets {config.target_sets} are averaged, but frame_offset is {first.frame_offset} "
-                    f"in '{name}' and {found.frame_offset} in '{other}': set them to the same"
-                )
-        if config.kd.runs_teacher and first.teacher:
+        """Raise ValueError unless the target set that a student reads exists, and is made by a teacher that it runs."""
+        if config.targets not in self.target_sets:
+            raise ValueError(f"{source}: targets '{config.targets}' is none of target_sets {sorted(self.target_sets)}")
+        teachers = self.target_set(config.targets).teachers
+        if config.kd.runs_teacher and "teacher" not in teachers:
             raise ValueError(
-                f"{source}: {config.kd.why_teacher} runs the workflow's teacher, but targets '{name}' are those of "
-                f"{first.teacher}: do without it, or choose a set without `teacher`"
+                f"{source}: {config.kd.why_teacher} runs `teacher`, but targets '{config.targets}' are those of "
+                f"{', '.join(teachers)}: do without it, or choose a set that `teacher` makes"
             )
 
     def system(self, name: str) -> StudentConfig:

@@ -175,7 +175,7 @@ class ScoreSummary:
 class TargetsFooter:
     """Provenance of a target shard, kept in the Parquet footer; a reader compares it with what it trains on."""
 
-    teacher_sha256: str  # fingerprint of the teacher's weights
+    teacher_sha256: str  # fingerprint of the teacher's weights; of several, joined by +
     tokenizer_sha256: str
     vocab_size: int
     top_k: int
@@ -191,6 +191,11 @@ class TargetsFooter:
     blank: int = BLANK
     topology: str = TOPOLOGY
     frame_shift_ms: int = FRAME_SHIFT_MS
+
+
+def shortened(value: object) -> str:
+    """A footer's value for messages: of a hash twelve digits, of several teachers' each."""
+    return "+".join(part[:12] for part in str(value).split("+"))
 
 
 MODEL_KEYS = (

@@ -81,7 +81,6 @@ class Layout:
         self.teachers = {"teacher": config.teacher}
         self.teachers |= {f"teachers/{name}": config.further_teacher(name) for name in config.teachers}
         self.teacher, self.gate = self.teacher_in("teacher"), self.gate_in("teacher")
-        self.gates = {self.teacher_in(folder): self.gate_in(folder) for folder in self.teachers}
         self.report, self.choice = f"{root}/report/index.html", f"{root}/report/sweep.json"
         # The manifest shards of train. Commands are given the folder, for thousands of paths do not fit on a command
         # line; rules depend on data/summary.json, which holds one hash of them all: as outputs of `check` and inputs of
@@ -127,16 +126,20 @@ class Layout:
         """The index of a target set's shards, written when they have been checked; index.arrow lies beside it."""
         return f"{self.results}/targets/{targetset}/train/index.json"
 
-    def teacher_of(self, targetset: str) -> str:
-        """The model that makes a target set: `teacher`, one of `teachers`, or a file of another workflow."""
-        named = self.target_sets[targetset].teacher
-        if named is None:
-            return self.teacher
-        return self.teacher_in(f"teachers/{named}") if named in self.config.teachers else named
+    def teachers_of(self, targetset: str) -> list[str]:
+        """The models that make a target set: those of the configuration's teachers, or files of another workflow."""
+        folders = {"teacher": "teacher"} | {name: f"teachers/{name}" for name in self.config.teachers}
+        named = self.target_sets[targetset].teachers
+        return [self.teacher_in(folders[name]) if name in folders else name for name in named]
 
-    def teachers_of(self, runs: Mapping[str, Run]) -> list[str]:
+    def gates_of(self, targetset: str) -> list[str]:
+        """What says that those of a target set's teachers that are the configuration's may teach."""
+        gates = {self.teacher_in(folder): self.gate_in(folder) for folder in self.teachers}
+        return [gates[model] for model in self.teachers_of(targetset) if model in gates]
+
+    def read_teachers(self, runs: Mapping[str, Run]) -> list[str]:
         """The folders of the first teacher, and of those whose target sets some runs read."""
-        read = {self.teacher, *map(self.teacher_of, self.target_sets_of(runs))}
+        read = {self.teacher, *chain.from_iterable(map(self.teachers_of, self.target_sets_of(runs)))}
         return [folder for folder in self.teachers if self.teacher_in(folder) in read]
 
     def lm_of(self, search: SearchConfig) -> list[str]:
@@ -146,16 +149,15 @@ class Layout:
 
     def target_sets_of(self, runs: Mapping[str, Run]) -> list[str]:
         """The target sets that some runs read, each once."""
-        read = (name for run in runs.values() if run.config.reads_targets for name in run.config.target_sets)
-        return list(dict.fromkeys(read))
+        return list(dict.fromkeys(run.config.targets for run in runs.values() if run.config.reads_targets))
 
     def distils_from(self, run: str) -> dict[str, list[str]]:
-        """What a run learns from: indices of target shards, the teacher itself, or, a baseline, from neither.
+        """What a run learns from: the index of target shards, the teacher itself, or, a baseline, from neither.
 
         The shards themselves are no inputs: any change of one gives a new index.
         """
         config = self.students[run].config
-        index = {"index": [self.index_of(name) for name in config.target_sets]} if config.reads_targets else {}
+        index = {"index": [self.index_of(config.targets)]} if config.reads_targets else {}
         return index | ({"teacher": [self.teacher]} if config.kd.runs_teacher else {})
 
     def searches_of(self, run: str) -> list[str]:
@@ -217,7 +219,7 @@ class Layout:
         known = [*self._data(), *self._lms(), *self._teachers(), *self._targets(), *self._students()]
         known += [*self._lm_weights(), *self._hypotheses(), *self._alignments(), *self._scores(), *self._reports()]
         runs = ["teacher", *self.runs]
-        wanted = [self.data_summary, *map(self.gate_in, self.teachers_of(self.students))]
+        wanted = [self.data_summary, *map(self.gate_in, self.read_teachers(self.students))]
         wanted += map(self.index_of, self.target_sets_of(self.runs))
         wanted += [*self.decodings_of(runs, "score.json"), *self.alignments_of(runs)]
         wanted += [self.report, *([self.choice] if self.sweep_runs else [])]
@@ -257,17 +259,16 @@ class Layout:
 
     def _targets(self) -> Iterator[Artifact]:
         for name, config in self.target_sets.items():
-            settings, shards, teacher = config.model_dump(mode="json"), self.shards_of(name), self.teacher_of(name)
+            settings, shards = config.model_dump(mode="json"), self.shards_of(name)
+            teachers = tuple(map(_tidy, self.teachers_of(name)))
             series = self.shard(name, "*")
             # Not the gate: it has to stand there, and passing it anew changes no target.
-            shared = (_tidy(teacher), self.tokenizer, *self.lm_of(config.search))
+            shared = (*teachers, self.tokenizer, *self.lm_of(config.search))
             paths = [(path,) for path in self.shards_of(config.along)] if config.along else [()] * len(shards)
             for shard, cuts, along in zip(shards, self.train_shards, paths, strict=True):
                 yield Artifact("targets", "dump", shard, settings, (*shared, cuts, *along), series=series)
             index, rows = self.index_of(name), f"{Path(shards[0]).parent}/index.arrow"
-            yield Artifact(
-                "targets", "verify", index, {}, (_tidy(teacher), self.tokenizer), (rows,), dated=tuple(shards)
-            )
+            yield Artifact("targets", "verify", index, {}, (*teachers, self.tokenizer), (rows,), dated=tuple(shards))
 
     def _students(self) -> Iterator[Artifact]:
         for run, (_, config) in self.students.items():

@@ -89,7 +89,7 @@ def _first_student(results: Path) -> tuple[Path, StudentConfig]:
 
 
 def _batches(results: Path, model: Transducer, config: StudentConfig, tokenizer: Tokenizer) -> list[Batch]:
-    index = results / "targets" / config.target_sets[0] / "train" / "index.json"
+    index = results / "targets" / config.targets / "train" / "index.json"
     store = TargetStore(index, tokenizer.sha256, tokenizer.vocab_size)
     cuts = read_cuts([results / "data" / "train" / "cuts.00000.jsonl.gz"])
     examples = student_examples(cuts, tokenizer, config, store)[0][:UTTERANCES]

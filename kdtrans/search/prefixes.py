@@ -58,8 +58,8 @@ class Fusion:
                 raise ValueError(f"{name} {weight} is negative")
         self.model, self.lm_weight, self.ilm_weight = model, lm_weight, ilm_weight
         self.lm = lm if lm_weight > 0 else None
-        encoder = model.joiner.encoder_projection
-        self._silence_J = model.project_encoder(torch.zeros_like(encoder.weight[0])) if ilm_weight > 0 else None
+        silence_E = torch.zeros(model.encoder.dim, device=next(model.parameters()).device)
+        self._silence_J = model.project_encoder(silence_E) if ilm_weight > 0 else None
 
     def start(self, batch: int) -> Prefixes:
         """Empty prefixes."""

@@ -1,4 +1,4 @@
-"""Stage dump: the teacher's paths and distributions for one manifest shard."""
+"""Stage dump: one or several teachers' paths and distributions for one manifest shard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 def main(
     config: Path,
-    model: Path,
+    model: list[Path],
     cuts: Path,
     tokenizer: Path,
     out: Path,
@@ -18,7 +18,7 @@ def main(
 
     Args:
         config: YAML of the targets (TargetsConfig).
-        model: the teacher's model.pt.
+        model: the teacher's model.pt; several: their mean.
         cuts: one manifest shard; cuts without text get pseudo text.
         tokenizer: sentencepiece model.
         out: part-NNNNN.parquet.
@@ -36,7 +36,7 @@ def main(
     from kdtrans.models.lm import load_lm
     from kdtrans.targets.make import make_targets, read_paths
     from kdtrans.targets.shards import Target, write_shard
-    from kdtrans.training.checkpoint import ready_model
+    from kdtrans.training.checkpoint import ready_models
     from kdtrans.training.progress import Reporter
 
     settings = configuration.read(configuration.TargetsConfig, config)
@@ -45,11 +45,11 @@ def main(
         raise ValueError(f"{config}: search.lm is {kind}: give --lm")
     if settings.along and along is None:
         raise ValueError(f"{config}: along is {settings.along}: give --along")
-    inputs = [model, cuts, tokenizer, *([lm] if lm else []), *([along] if along else [])]
+    inputs = [*model, cuts, tokenizer, *([lm] if lm else []), *([along] if along else [])]
     with run_record(out, "dump", settings.model_dump(mode="json"), inputs) as record:
         pieces, manifest = Tokenizer(tokenizer), sha256_file(cuts)
         paths = read_paths(along, pieces, manifest) if along else None
-        teacher, device = ready_model(model, pieces)
+        teacher, device = ready_models(model, pieces)
         fusion = load_lm(kind, lm, pieces).to(device) if kind and lm else None
         utterances = read_cuts([cuts])
         if not utterances:

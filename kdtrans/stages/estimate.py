@@ -61,7 +61,7 @@ class Sample:
 
 def main(
     config: Path,
-    model: Path,
+    model: list[Path],
     tokenizer: Path,
     cuts: list[Path],
     hours: float = 60000.0,
@@ -73,7 +73,7 @@ def main(
 
     Args:
         config: YAML of the targets (TargetsConfig); a set that follows another is measured as if it searched.
-        model: the teacher's model.pt.
+        model: the teacher's model.pt; several: their mean.
         tokenizer: sentencepiece model.
         cuts: manifest shards or their folder.
         hours: of audio of the larger corpus, taken to be as this one is.
@@ -135,7 +135,7 @@ def _draw(cuts: Iterable[Path], count: int) -> tuple[Corpus, list[str]]:
     return Corpus(seconds / 3600, seen, len(files)), drawn
 
 
-def _measure(config: Path, model: Path, tokenizer: Path, lines: list[str], lm: Path | None) -> Sample:
+def _measure(config: Path, model: list[Path], tokenizer: Path, lines: list[str], lm: Path | None) -> Sample:
     """Dump utterances as the workflow will, into a folder that is removed again."""
     import gzip
     import sys

@@ -15,7 +15,7 @@ def main(
     tokenizer: Path,
     checkpoints: Path,
     out: Path,
-    index: list[str] | None = None,
+    index: str | None = None,
     teacher: Path | None = None,
     max_seconds: float | None = None,
 ) -> int:
@@ -28,19 +28,18 @@ def main(
         tokenizer: sentencepiece model.
         checkpoints: folder for checkpoints and metrics; training resumes from it by itself.
         out: model.pt.
-        index: index.json of each target set, paths or URIs; needed with unlabelled audio, kd.loss one_best or full_sum.
+        index: index.json of the targets, a path or URI; needed with unlabelled audio, kd.loss one_best or full_sum.
         teacher: the teacher's model.pt; needed with kd.loss collapsed or full_lattice, or kd.encoder_weight.
         max_seconds: leave with exit status 75 that long after the start, to be resumed by the same command.
     """
     import torch
 
     from kdtrans import config as configuration
-    from kdtrans.contracts import ContractError, manifest_files
+    from kdtrans.contracts import ContractError, manifest_files, shortened
     from kdtrans.data.manifest import read_cuts
     from kdtrans.data.splice import Splice
     from kdtrans.data.tokenizer import Tokenizer
     from kdtrans.models.build import build_student
-    from kdtrans.targets.average import AveragedStore
     from kdtrans.targets.store import TargetStore
     from kdtrans.training.checkpoint import load_model
     from kdtrans.training.examples import student_examples
@@ -51,22 +50,18 @@ def main(
     inputs = [*manifest_files([*train, *dev]), tokenizer]
     store = beside = None
     if settings.reads_targets:
-        if index is None or len(index) != len(settings.target_sets):
-            raise ValueError(
-                f"{config} uses the targets of {settings.target_sets}: give --index as many, not {len(index or [])}"
-            )
-        stores = [TargetStore(at, pieces.sha256, pieces.vocab_size) for at in index]
-        store = AveragedStore(stores) if len(stores) > 1 else stores[0]
-        # The indices alone: they have the hash of every shard.
-        inputs += [one.index_file(checkpoints / f"targets-{number}") for number, one in enumerate(stores)]
+        if index is None:
+            raise ValueError(f"{config} uses the targets of '{settings.targets}': give --index")
+        store = TargetStore(index, pieces.sha256, pieces.vocab_size)
+        inputs.append(store.index_file(checkpoints / "targets"))  # the index alone: it has the hash of every shard
     if settings.kd.runs_teacher:
         if teacher is None:
             raise ValueError(f"{config}: {settings.kd.why_teacher} runs the teacher: give --teacher")
         beside = load_model(teacher, pieces)
-        if store is not None and beside.fingerprint != store.teacher_sha256:
+        if store is not None and beside.fingerprint not in store.teacher_sha256.split("+"):
             raise ContractError(
-                f"{teacher} is teacher {beside.fingerprint[:12]}, but the pseudo text of {stores[0].index} is by "
-                f"teacher {store.teacher_sha256[:12]}: give the teacher that dumped the targets, or dump again"
+                f"{teacher} is teacher {shortened(beside.fingerprint)}, but the targets of {index} are by "
+                f"{shortened(store.teacher_sha256)}: give the teacher that dumped the targets, or dump again"
             )
         inputs.append(teacher)
     examples, dropped = student_examples(read_cuts(train), pieces, settings, store)

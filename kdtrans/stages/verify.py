@@ -16,7 +16,7 @@ def main(
     /,
     *,
     cuts: list[Path] | None = None,
-    model: Path | None = None,
+    model: list[Path] | None = None,
     tokenizer: Path | None = None,
     out: Path | None = None,
     repair: bool = False,
@@ -26,7 +26,7 @@ def main(
     Args:
         folder: of part-NNNNN.parquet.
         cuts: manifest shards or their folder: part-NNNNN.parquet has the utterances of cuts.NNNNN.jsonl.gz.
-        model: the teacher's model.pt.
+        model: the teacher's model.pt; several: of all whose mean the shards have.
         tokenizer: sentencepiece model.
         out: index.json, written with index.arrow beside it if all shards are sound.
         repair: remove the bad shards, so that the next `snakemake` makes just these again.
@@ -41,7 +41,7 @@ def main(
     from kdtrans.training.progress import Reporter
 
     pieces = Tokenizer(tokenizer) if tokenizer else None
-    teacher = read_model(model, pieces)["fingerprint"] if model else None
+    teacher = "+".join(read_model(path, pieces)["fingerprint"] for path in model) if model else None
     reporter = Reporter("verify", len(list(folder.glob("part-*.parquet"))))
     verdicts = verify_folder(folder, cuts, teacher, pieces, reporter.update)
     reporter.close()
@@ -55,7 +55,7 @@ def main(
     shards = [verdict.indexed for verdict in verdicts if verdict.indexed]
     footer = verdicts[0].footer
     if out and footer:
-        with run_record(out, "verify", {}, [path for path in (model, tokenizer) if path]):
+        with run_record(out, "verify", {}, [*(model or []), *([tokenizer] if tokenizer else [])]):
             write_index(out, footer, shards)
     print(f"{len(shards)} shards are sound: {sum(shard.utterances for shard in shards)} utterances", flush=True)
     return 0

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdtrans.artifacts import read_json, sha256_file
-from kdtrans.contracts import BLANK, ContractError, TargetsFooter, has_nulls, whole_parquet
+from kdtrans.contracts import BLANK, ContractError, TargetsFooter, has_nulls, shortened, whole_parquet
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.scoring.references import read_references
 from kdtrans.targets.index import IndexedShard, index_shard, row_groups
@@ -143,7 +143,7 @@ def _check_provenance(verdict: Verdict, footer: TargetsFooter, expected: Expecte
         found = getattr(footer, key)
         if found != value:
             verdict.foreign |= key != "manifest_sha256"
-            verdict.problems.append(f"{verdict.path}: {key} is {str(found)[:12]}, expected {str(value)[:12]}")
+            verdict.problems.append(f"{verdict.path}: {key} is {shortened(found)}, expected {shortened(value)}")
     if not 1 <= footer.top_k <= footer.vocab_size:
         raise ContractError(f"{verdict.path}: top_k is {footer.top_k} of a vocabulary of {footer.vocab_size}")
 

@@ -25,6 +25,7 @@ from kdtrans.config import StudentConfig, TeacherConfig, validate
 from kdtrans.contracts import MODEL_KEYS, ContractError
 from kdtrans.data.tokenizer import Tokenizer
 from kdtrans.models.build import build_student, build_teacher
+from kdtrans.models.ensemble import Ensemble
 from kdtrans.models.pretrained import read_architecture
 from kdtrans.models.saved import load_plain
 from kdtrans.models.transducer import Transducer
@@ -32,7 +33,7 @@ from kdtrans.training.precision import choose_products
 
 LAST, BEFORE = "last.pt", "before.pt"  # a run's state at its last two checkpoints
 FINISHED = "finished.pt"  # and when it has ended, its model
-CHECKPOINT_VERSION = 2  # 2 holds the best average, which had a file of its own; part of a run's identity
+CHECKPOINT_VERSION = 3  # 3 holds the dev loss of the best average beside its WER; part of a run's identity
 Result = TypeVar("Result")
 
 
@@ -162,6 +163,12 @@ def ready_model(path: Path, tokenizer: Tokenizer) -> tuple[Transducer, torch.dev
     model = load_model(path, tokenizer).to(device)
     choose_products("auto", device, model.encoder.dim)
     return model, device
+
+
+def ready_models(paths: list[Path], tokenizer: Tokenizer) -> tuple[Transducer, torch.device]:
+    """`ready_model` of one path; of several, their ensemble."""
+    (first, device), *others = (ready_model(path, tokenizer) for path in paths)
+    return Ensemble([first, *(model for model, _ in others)]) if others else first, device
 
 
 def _fitting(path: Path, step: Callable[[], Result]) -> Result:

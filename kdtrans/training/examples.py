@@ -13,9 +13,8 @@ from kdtrans.contracts import ContractError
 from kdtrans.data.batches import Example, Labelling, Supervision, known
 from kdtrans.data.manifest import text_of
 from kdtrans.data.tokenizer import Tokenizer
-from kdtrans.targets.average import TargetReader
 from kdtrans.targets.filters import unfit
-from kdtrans.targets.store import TargetRow
+from kdtrans.targets.store import TargetRow, TargetStore
 
 
 def labelled_examples(cuts: list[MonoCut], tokenizer: Tokenizer) -> list[Example]:
@@ -29,7 +28,7 @@ def labelled_examples(cuts: list[MonoCut], tokenizer: Tokenizer) -> list[Example
 
 
 def student_examples(
-    cuts: list[MonoCut], tokenizer: Tokenizer, config: StudentConfig, store: TargetReader | None
+    cuts: list[MonoCut], tokenizer: Tokenizer, config: StudentConfig, store: TargetStore | None
 ) -> tuple[list[Example], Counter[str]]:
     """What a student system trains on, and how many unlabelled utterances are left out for which reason.
 
@@ -89,13 +88,13 @@ def _labels_per_second(labelled: list[Example]) -> float:
     return median(example.labellings[0].num_labels / example.cut.duration for example in labelled)
 
 
-def _rows(store: TargetReader | None, cut: MonoCut) -> tuple[TargetReader, list[TargetRow]]:
+def _rows(store: TargetStore | None, cut: MonoCut) -> tuple[TargetStore, list[TargetRow]]:
     if store is None:
         raise ContractError(f"utterance {cut.id} has no target: no index of targets is given")
     return store, store.rows(cut.id)
 
 
-def _with_target(example: Example, store: TargetReader | None, config: StudentConfig) -> Example:
+def _with_target(example: Example, store: TargetStore | None, config: StudentConfig) -> Example:
     """A labelled example with its target, which has to spell its text."""
     targets, [best, *_] = _rows(store, example.cut)
     labels = example.labellings[0].read().labels
@@ -116,7 +115,7 @@ def _with_target(example: Example, store: TargetReader | None, config: StudentCo
     return Example(example.cut, True, (Labelling(len(labels), read),))
 
 
-def _read(store: TargetReader, utt_id: str, rank: int, config: StudentConfig) -> Supervision:
+def _read(store: TargetStore, utt_id: str, rank: int, config: StudentConfig) -> Supervision:
     """One of an utterance's targets, as far as the configured loss looks at it."""
     target = store.target(utt_id, rank)
     nodes = target.node_targets(store.frame_offset) if config.reads_nodes else None

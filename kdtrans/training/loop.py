@@ -47,10 +47,11 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Best:
-    """The averaged weights with the lowest dev WER so far."""
+    """The averaged weights with the lowest dev WER so far; of equal ones, as a small dev set has, the lowest loss."""
 
     step: int = 0
     dev_wer: float = float("inf")  # %
+    dev_loss: float = float("inf")
     average: dict[str, Tensor] = field(default_factory=dict)  # in main memory
 
 
@@ -154,12 +155,12 @@ class Trainer:
         return batch.position
 
     def _evaluate(self, step: int, log: TrainingLog) -> None:
-        """Score the average on dev; it becomes the best if its WER is the lowest so far."""
+        """Score the average on dev; it becomes the best if its WER is the lowest so far, or as low with less loss."""
         scores = self._evaluate_average()
         log.dev(step, scores)
-        if scores.wer < self.best.dev_wer:
+        if (scores.wer, scores.loss) < (self.best.dev_wer, self.best.dev_loss):
             copied = {name: value.to("cpu", copy=True) for name, value in self.average.state.items()}
-            self.best = Best(step, scores.wer, copied)
+            self.best = Best(step, scores.wer, scores.loss, copied)
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""

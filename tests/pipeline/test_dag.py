@@ -65,31 +65,32 @@ def test_a_second_run_has_nothing_to_do(results: Path, snakemake: Snakemake) -> 
     assert "Nothing to be done" in snakemake().stdout
 
 
-def test_two_teachers_are_dumped_along_the_same_paths(folder: Path, snakemake: Snakemake) -> None:
-    """From nothing: the second set waits for the first one's shards and for no gate, the student for both indices."""
+def test_another_teacher_is_dumped_along_the_firsts_paths(folder: Path, snakemake: Snakemake) -> None:
+    """From nothing: the second set waits for the first one's shards and for no gate, the student for its index."""
     (folder / "other.pt").touch()
-    second = "target_sets: {second: {teacher: other.pt, along: teacher}}"
-    over = f"{{results: new, {second}, systems: {{kd_unlabelled: {{targets: [teacher, second]}}}}}}"
+    second = "target_sets: {second: {teachers: [other.pt], along: teacher}}"
+    over = f"{{results: new, {second}, systems: {{kd_unlabelled: {{targets: second}}}}}}"
     planned = snakemake("--dry-run", "--printshellcmds", over=over).stdout
-    assert jobs(planned).items() >= {"dump": 4, "verify": 2, "train_student": 2, "gate": 1}.items()
+    assert jobs(planned).items() >= {"dump": 4, "verify": 1, "train_student": 2, "gate": 1}.items()
     part = "new/targets/teacher/train/part-00001.parquet"
     assert f"--model other.pt --cuts new/data/train/cuts.00001.jsonl.gz --tokenizer {TOKENIZER} " in planned
     assert f"--lm new/lm/lstm.pt --along {part} --out new/targets/second/train/part-00001.parquet" in planned
     assert f"--model other.pt --tokenizer {TOKENIZER} --out new/targets/second/train/index.json" in planned
-    assert "--index new/targets/teacher/train/index.json new/targets/second/train/index.json " in planned
+    assert "--index new/targets/second/train/index.json " in planned
 
 
 def test_a_further_teacher_is_made_where_a_system_learns_from_it(results: Path, snakemake: Snakemake) -> None:
-    """The first teacher and its targets stand; of two more, one is in use."""
+    """The first teacher stands; of two more, one is in use."""
     further = "teachers: {second: {training: {seed: 2}}, third: {training: {seed: 3}}}"
-    sets = "target_sets: {second: {teacher: second, along: teacher}, third: {teacher: third, along: teacher}}"
-    two = "systems: {kd_unlabelled: {targets: [teacher, second]}}"
-    planned = snakemake("--dry-run", "--printshellcmds", over=f"{{{further}, {sets}, {two}}}").stdout
+    sets = "target_sets: {both: {teachers: [teacher, second]}, three: {teachers: [teacher, second, third]}}"
+    both = "systems: {kd_unlabelled: {targets: both}}"
+    planned = snakemake("--dry-run", "--printshellcmds", over=f"{{{further}, {sets}, {both}}}").stdout
     assert jobs(planned).items() >= {"train_teacher": 1, "gate": 1, "dump": 2, "verify": 1, "train_student": 1}.items()
     assert "train-teacher --config results/config/teachers/second.yaml " in planned
     assert "gate --config results/config/teachers/second.yaml --model results/teachers/second/model.pt " in planned
-    dump = next(line for line in planned.splitlines() if "dump --config results/config/targets/second.yaml" in line)
-    assert "--model results/teachers/second/model.pt " in dump
+    both = "--model results/teacher/model.pt results/teachers/second/model.pt "
+    for stage in ("dump --config results/config/targets/both.yaml", "verify results/targets/both/train"):
+        assert both in next(line for line in planned.splitlines() if f"kdtrans {stage}" in line)
     assert "third" not in planned
 
 

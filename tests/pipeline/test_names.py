@@ -155,13 +155,14 @@ def test_commands_are_read_by_a_shell_as_they_were_meant(tmp_path: Path) -> None
     text, arpa, other = map(str, given)
     systems = {
         "baseline": {},
-        "averaged": {"kd": {"weight": 1.0}, "targets": ["teacher", "second"]},
+        "first": {"kd": {"weight": 1.0}},
+        "averaged": {"kd": {"weight": 1.0}, "targets": "both"},
         "full": {"kd": {"weight": 1.0, "loss": "full_lattice"}},
     }
     over = {
         "results": HOSTILE,
         "lm": {"texts": [text], "arpa": arpa},
-        "target_sets": {"second": {"teacher": other, "along": "teacher"}},
+        "target_sets": {"both": {"teachers": ["teacher", other], "along": "teacher"}},
         "systems": systems | {"kd_unlabelled": None},
         "sweep": {"full": {"kd.weight": [0.5]}},
         "decode": {

@@ -110,7 +110,7 @@ def test_until_a_stage_makes_it_and_what_it_needs(snakemake: Snakemake) -> None:
         ),
         # a set along the paths of one that is there
         (
-            "{target_sets: {again: {along: teacher}}, systems: {two: {kd: {weight: 1.0}, targets: [teacher, again]}}}",
+            "{target_sets: {again: {along: teacher}}, systems: {two: {kd: {weight: 1.0}, targets: again}}}",
             TARGETS | DISTILLED | ANOTHER_DECODED,
         ),
         ("student: {joiner_dim: 16}", STUDENTS | BUT_BASELINE),  # of the teacher nothing

@@ -36,13 +36,13 @@ EVERYTHING = """
 teachers: {other: {training: {seed: 2}}, swept: {}, unused: {}}
 target_sets:
   again: {along: teacher}
-  second: {teacher: second.pt}
-  other: {teacher: other, along: teacher}
-  swept: {teacher: swept}
+  second: {teachers: [second.pt]}
+  both: {teachers: [teacher, other, second.pt], along: teacher}
+  swept: {teachers: [swept]}
 systems:
   kd_unlabelled: {targets: again}  # reads no index of the set that it follows
   second: {kd: {weight: 1.0}, targets: second}
-  averaged: {kd: {weight: 1.0}, targets: [teacher, other]}
+  averaged: {kd: {weight: 1.0}, targets: both}
   lattice: {kd: {weight: 1.0, loss: full_lattice}, seeds: [1, 2]}
 sweep: {kd_unlabelled: {kd.weight: [0.2, 2.0], targets: [again, swept]}}
 decode:

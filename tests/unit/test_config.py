@@ -13,9 +13,8 @@ from kdtrans.config import Config, ConfigError, json_schema, load, merge, read, 
 
 REPOSITORY = Path(__file__).parents[2]
 DEFAULTS = REPOSITORY / "config.yaml"
-# A second teacher's targets along the paths of the first, and a system that learns from both.
-SECOND: dict[str, Any] = {"teacher": {}, "second": {"teacher": "other.pt", "along": "teacher"}}
-AVERAGED = {"baseline": {}, "kd": {"kd": {"weight": 1.0}, "targets": ["teacher", "second"]}}
+# A second teacher's targets along the paths of the first.
+SECOND: dict[str, Any] = {"teacher": {}, "second": {"teachers": ["other.pt"], "along": "teacher"}}
 COLLAPSED = {"unlabelled": True, "kd": {"weight": 1.0, "loss": "collapsed"}}
 PRESETS = sorted((REPOSITORY / "workflow/configs").glob("*.yaml"))
 
@@ -93,18 +92,12 @@ def test_presets_are_valid_over_the_defaults(preset: Path, monkeypatch: pytest.M
         ({"target_sets": {**SECOND, "third": {"along": "second"}}}, ["target_sets.third", "follows 'teacher' itself"]),
         ({"teachers": {"second": {"updates": 3}}}, ["teachers.second", "unknown key 'updates'"]),
         (
-            {"teachers": {"second": {}}, "target_sets": {"second": {"teacher": "secnd"}}},
-            ["target_sets.second: teacher 'secnd' is none of teachers ['second']"],
+            {"teachers": {"second": {}}, "target_sets": {"second": {"teachers": ["teacher", "secnd"]}}},
+            ["target_sets.second: teacher 'secnd' is none of ['teacher', 'second']"],
         ),
-        ({"student": {"targets": ["teacher", "teacher"]}}, ["student.targets", "twice"]),
-        ({"student": {"targets": []}}, ["student.targets", "at least 1"]),
-        ({"target_sets": {"teacher": {}, "second": {}}, "systems": AVERAGED}, ["systems.kd", "second.along is None"]),
-        ({"target_sets": {"teacher": {}}, "systems": AVERAGED}, ["systems.kd: targets 'second' is none"]),
-        (
-            {"target_sets": {**SECOND, "teacher": {"frame_offset": 1}}, "systems": AVERAGED},
-            ["systems.kd", "frame_offset is 1 in 'teacher' and 0 in 'second'"],
-        ),
-        ({"student": {"targets": ["a", "b"], "kd": {"loss": "full_sum"}}}, ["['a', 'b']", "needs kd.loss: one_best"]),
+        ({"teachers": {"teacher": {}}}, ["teachers: 'teacher' is the name of the first one"]),
+        ({"targets": {"teachers": ["teacher", "teacher"]}}, ["targets.teachers", "names a teacher twice"]),
+        ({"target_sets": {"two": {"teachers": []}}}, ["target_sets.two", "teachers", "at least 1"]),
         (
             {"target_sets": SECOND, "systems": {"baseline": {}, "kd": {**COLLAPSED, "targets": "second"}}},
             ["systems.kd", "kd.loss collapsed", "'second' are those of other.pt"],
@@ -242,9 +235,8 @@ def test_a_further_teacher_is_the_teacher_with_its_own_entries_over_it() -> None
     assert second.model_copy(update={"training": config.teacher.training}) == config.teacher
 
 
-def test_a_system_may_average_several_target_sets() -> None:
-    config = validate(Config, {"target_sets": SECOND, "systems": AVERAGED}, "my.yaml")
-    assert config.system("kd").target_sets == ["teacher", "second"]
-    assert config.target_set("second").along == "teacher"
-    one = validate(Config, {"student": {"targets": ["teacher"]}}, "my.yaml")
-    assert one == Config()
+def test_a_target_set_may_have_several_teachers() -> None:
+    sets = {"teacher": {}, "both": {"teachers": ["teacher", "second", "other/model.pt"]}}
+    config = validate(Config, {"teachers": {"second": {}}, "target_sets": sets}, "my.yaml")
+    assert config.target_set("teacher").teachers == ["teacher"]
+    assert config.target_set("both").teachers == ["teacher", "second", "other/model.pt"]

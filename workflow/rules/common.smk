@@ -73,18 +73,17 @@ def corpus_ready(wildcards):
     return []
 
 
-def teacher_of(wildcards):
-    """The model that makes a target set."""
-    return LAYOUT.teacher_of(wildcards.targetset)
+def teachers_of(wildcards):
+    """The models that make a target set."""
+    return LAYOUT.teachers_of(wildcards.targetset)
 
 
 def made_from(wildcards):
-    """What a shard is made from: its teacher, and the other set's shard whose paths it follows, if it follows one."""
+    """What a shard is made from: its teachers, and the other set's shard whose paths it follows, if it follows one."""
     along = TARGET_SETS[wildcards.targetset].along
-    teacher = {"model": teacher_of(wildcards)}
-    if gate := LAYOUT.gates.get(teacher["model"]):
-        teacher |= {"gate": ancient(gate)}  # has to stand there; passing it anew changes no target
-    return teacher | ({"along": LAYOUT.shard(along, wildcards.shard)} if along else {})
+    gates = LAYOUT.gates_of(wildcards.targetset)  # have to stand there; passing one anew changes no target
+    made = {"model": teachers_of(wildcards), "gates": [ancient(gate) for gate in gates]}
+    return made | ({"along": LAYOUT.shard(along, wildcards.shard)} if along else {})
 
 
 def model_of(wildcards):

@@ -33,7 +33,7 @@ rule verify:
     input:
         targets=lambda w: shards_of(w.targetset),
         data=rules.check.output.summary,
-        model=teacher_of,
+        model=teachers_of,
         tokenizer=TOKENIZER,
     output:
         rows=f"{R}/targets/{{targetset}}/train/index.arrow",

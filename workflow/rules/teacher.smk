@@ -3,7 +3,7 @@
 
 rule teacher:
     input:
-        expand(f"{R}/{{teacher}}/{{file}}", teacher=LAYOUT.teachers_of(RUNS), file=["model.pt", "gate.json"]),
+        expand(f"{R}/{{teacher}}/{{file}}", teacher=LAYOUT.read_teachers(RUNS), file=["model.pt", "gate.json"]),
 
 
 rule train_teacher:

@@ -14,7 +14,7 @@ from tests.tiny import Workspace
 
 
 def run(toy: Workspace, **changes: object) -> int:
-    files = {"config": toy.config("targets"), "model": toy.teacher, "tokenizer": toy.tokenizer, "cuts": [toy.train]}
+    files = {"config": toy.config("targets"), "model": [toy.teacher], "tokenizer": toy.tokenizer, "cuts": [toy.train]}
     return main(**files | changes)  # type: ignore[arg-type]
 
 

@@ -15,8 +15,9 @@ from kdtrans.__main__ import main
 from kdtrans.config import TrainingConfig, merge
 from kdtrans.data.manifest import text_of
 from kdtrans.data.tokenizer import Tokenizer
-from kdtrans.training.checkpoint import claim, load_model
-from kdtrans.training.evaluate import dev_evaluation
+from kdtrans.training import run
+from kdtrans.training.checkpoint import claim, load_model, read_model
+from kdtrans.training.evaluate import DevScores, dev_evaluation
 from kdtrans.training.loop import _check_finite
 from kdtrans.training.progress import MetricsLog, read_metrics
 from kdtrans.training.schedule import WeightAverage, tri_stage
@@ -52,6 +53,18 @@ def test_a_kept_average_is_copied_to_where_the_model_is() -> None:
     average.load(kept)
     assert {name: value.data_ptr() for name, value in average.state.items()} == places  # not the file's own, on the CPU
     torch.testing.assert_close(average.state, kept)
+
+
+def test_of_equal_wers_the_lowest_loss_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small dev set has few words to get wrong: updates 1 to 4 and what is found on dev after each."""
+    found = iter([DevScores(20.0, 3.0), DevScores(10.0, 2.0), DevScores(10.0, 1.0), DevScores(10.0, 1.5)])
+    monkeypatch.setattr(run, "dev_evaluation", lambda *_: lambda _: next(found))
+    work = Workspace(tmp_path, utterances=4)
+    over = {"training": {"updates": 4, "evaluate_every": 1}}
+    work.config("teacher").write_text(yaml.safe_dump(merge(TEACHER, over)))
+    assert main(work.teacher_command(work.teacher)) == 0
+    content = read_model(work.teacher)
+    assert (content["step"], content["dev_wer"]) == (3, 10.0)
 
 
 def test_gradients_that_are_not_numbers_stop_the_run() -> None:
