@@ -52,19 +52,22 @@ def curve(rows: list[dict[str, Any]], key: str) -> Curve:
 
 
 def training_figures(metrics: Metrics, systems: Mapping[str, str]) -> str:
-    """HTML: for the students together, then for the teacher, each of FIGURES by update, as far as there are such rows.
+    """HTML: for the students together, then for the teachers, each of FIGURES by update, as far as there are such rows.
 
     Args:
-        metrics: rows by run.
+        metrics: rows by run; further teachers are called as their folders, teachers/NAME.
         systems: run -> its system; the seeds of one system share a colour. A run that is not there stands for itself.
     """
-    students = {run: systems.get(run, run) for run in metrics if run != TEACHER}
+    teachers = [run for run in metrics if run == TEACHER or run.startswith(f"{TEACHER}s/")]
+    students = {run: systems.get(run, run) for run in metrics if run not in teachers}
     numbers = {system: number for number, system in enumerate(dict.fromkeys(students.values()))}
     parts = []
     if students:
         parts += [legend(numbers), _figures(metrics, {run: numbers[system] for run, system in students.items()})]
-    if TEACHER in metrics:
-        parts += ["<h3>Teacher</h3>", _figures(metrics, {TEACHER: 0})]
+    if teachers:
+        colours = {run: number for number, run in enumerate(teachers)}
+        heading = ["<h3>Teachers</h3>", legend(colours)] if len(teachers) > 1 else ["<h3>Teacher</h3>"]
+        parts += [*heading, _figures(metrics, colours)]
     return "\n".join(parts)
 
 

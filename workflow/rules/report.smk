@@ -1,6 +1,8 @@
 """Scores, alignments, data summary, training curves and targets -> the table of systems, the report, the sweep's choice."""
 
-RUN_METRICS = {run: f"{LAYOUT.checkpoints_of(run)}/metrics.jsonl" for run in ["teacher", *RUNS]}
+# Of every training: the further teachers' folders name them.
+RUN_METRICS = {folder: f"{R}/{folder}/checkpoints/metrics.jsonl" for folder in LAYOUT.read_teachers(RUNS)}
+RUN_METRICS |= {run: f"{LAYOUT.checkpoints_of(run)}/metrics.jsonl" for run in RUNS}
 REPORTED = LAYOUT.reported_runs
 
 

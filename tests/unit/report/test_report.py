@@ -13,7 +13,7 @@ import pytest
 
 from kdtrans.contracts import ContractError
 from kdtrans.report.columns import align
-from kdtrans.report.curves import curve, read_metrics
+from kdtrans.report.curves import curve, read_metrics, training_figures
 from kdtrans.report.diagnostics import pseudo_labels
 from kdtrans.report.results import read_results
 from kdtrans.report.tables import millions, signed, text_table
@@ -250,6 +250,15 @@ def test_metrics(tmp_path: Path) -> None:
     path.write_text('{"step": 1')
     with pytest.raises(ValueError, match=r"metrics.jsonl:1 is not JSON"):
         read_metrics([f"kd={path}"])
+
+
+def test_teachers_have_figures_of_their_own() -> None:
+    rows = [{"step": 1, "dev_wer": 9.0}, {"step": 2, "dev_wer": 4.0}]
+    students, teachers = training_figures(dict.fromkeys(["teacher", "teachers/second", "kd"], rows), {}).split("<h3>")
+    assert ("kd</span>" in students, "second" in students) == (True, False)
+    assert ("kd" in teachers, "teachers/second</span>" in teachers) == (False, True)
+    assert teachers.startswith("Teachers</h3>")
+    assert "<h3>Teacher</h3>" in training_figures({"teacher": rows, "kd": rows}, {})
 
 
 def test_numbers() -> None:

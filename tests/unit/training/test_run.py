@@ -105,7 +105,7 @@ def test_a_student_leaves_the_map_to_its_teacher_behind(toy: Workspace, tmp_path
     assert record["parameters"] == model.num_parameters, "the map is not counted"
 
 
-def test_another_teacher_than_that_of_the_pseudo_text_is_refused(
+def test_another_teacher_than_that_of_the_targets_is_refused(
     toy: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = command_of(toy, tmp_path / "run", {"kd": {"loss": "collapsed", "weight": 1.0}}, teacher=True)
@@ -114,7 +114,7 @@ def test_another_teacher_than_that_of_the_pseudo_text_is_refused(
     torch.save(other | {"state_dict": weights, "fingerprint": fingerprint(weights)}, tmp_path / "other.pt")
     command[command.index("--teacher") + 1] = str(tmp_path / "other.pt")
     assert main(command) == 1
-    expected = f"other.pt is teacher {fingerprint(weights)[:12]}, but the pseudo text"
+    expected = f"other.pt is teacher {fingerprint(weights)[:12]}, but the targets"
     assert expected in capsys.readouterr().err
 
 
