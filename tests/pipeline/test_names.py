@@ -202,7 +202,7 @@ def test_commands_are_read_by_a_shell_as_they_were_meant(tmp_path: Path) -> None
     assert not [*tmp_path.rglob("pwned")]
 
 
-@pytest.mark.parametrize("key", ["results", "corpus.root", "tokenizer.model", "lm.arpa", "targets.teacher"])
+@pytest.mark.parametrize("key", ["results", "corpus.root", "tokenizer.model", "lm.arpa"])
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -233,6 +233,7 @@ def test_a_name_that_cannot_be_carried_is_refused(key: str, name: str, said: str
         ({"results": "."}, "results: the working directory itself"),
         ({"results": ""}, "results: '' is empty"),
         ({"lm": {"texts": ["a.txt", "b{}.txt"]}}, "lm.texts.1: "),
+        ({"targets": {"teachers": ["teacher", "-a.pt"]}}, "targets.teachers.1: "),
         ({"corpus": {"labelled": ["a", "-b"]}}, "corpus.labelled.1: "),
         ({"corpus": {"test": {"test": ["a\n"]}}}, "corpus.test.test.0: "),
     ],
